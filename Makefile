@@ -1,0 +1,50 @@
+# hvdyolo: `make help` lists what there is.
+#
+# Every target makes .venv first if need be, so a fresh clone needs no step before `make demo` or
+# `make test`. Variables of the set-up (PYTHON, TORCH, MPI, HVDYOLO_CACHE …): scripts/make_env.sh --help.
+
+SHELL := /bin/bash
+BIN := .venv/bin
+
+# The tests and the demo also run in containers, whose only user is root; Open MPI has to be told
+# that this is meant. Nothing that a user starts by hand sets these.
+ifeq ($(shell id -u),0)
+AS_ROOT := OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
+endif
+
+# make test TESTS=tests/unit/metrics, make test PYTEST="-k parity -x"
+TESTS ?= tests
+PYTEST ?=
+# make demo IMAGES=120
+IMAGES ?=
+
+.PHONY: help env demo test lint format wheelhouse clean
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+env: ## make or repair .venv, which holds everything
+	@scripts/make_env.sh
+
+demo: env ## draw a dataset, pack it, train on two ranks, evaluate, detect
+	@$(AS_ROOT) scripts/demo.sh $(IMAGES)
+
+# tests/parallel runs on several ranks, started by tests/integration.
+test: env ## all tests; SLURM's where SLURM is installed
+	@$(AS_ROOT) $(BIN)/python -m pytest $(TESTS) --ignore=tests/parallel --durations=10 $(PYTEST)
+
+lint: env ## ruff, mypy --strict, import-linter, shellcheck
+	@scripts/lint.sh
+
+format: env ## let ruff format the Python files
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+wheelhouse: env ## collect every wheel for a site without internet
+	@scripts/wheelhouse.sh
+
+clean: ## remove .venv, the demo and all caches of this folder; kept Horovod wheels stay
+	rm -rf .venv .venv.* demo wheelhouse build dist *.egg-info
+	rm -rf .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,209 @@
+"""Every setting, with its default, unit and reason.
+
+Recipes (``hvdyolo/recipes/*.yaml``) hold differences from these defaults; ``--section.key VALUE`` on the
+command line changes single values. A component is given its own section only.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Which network."""
+
+    description: str = "yolov5s"
+    """Name of a shipped description (yolov5n … yolov5x) or path of a YOLOv5 YAML file."""
+    weights: str | None = None
+    """Safetensors file to start from; random weights if none."""
+
+
+@dataclass(frozen=True)
+class LoaderConfig:
+    """How samples reach the training process."""
+
+    image_size: int = 640
+    """Side of the square network input, pixels; a multiple of the largest stride."""
+    workers: int | None = None
+    """Loader processes a rank; by default the cores this rank may use, at most 8. 0 loads in the rank."""
+    prefetch: int = 2
+    """Batches each worker keeps ready."""
+    verify: bool = True
+    """Check each sample's checksum as it is read: about 2 microseconds for a 110 KB image."""
+    max_pixels: int = 64_000_000
+    """Images with more pixels are refused from their header: a few bytes can ask for gigabytes."""
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """Random changes to training images; strengths as in YOLOv5's `low` preset."""
+
+    mosaic: float = 1.0
+    """Probability that a sample is four images around a random centre."""
+    degrees: float = 0.0
+    """Rotation, plus or minus, degrees."""
+    translate: float = 0.1
+    """Shift, plus or minus, as a fraction of the image size."""
+    scale: float = 0.5
+    """Zoom by a factor in 1 - scale … 1 + scale."""
+    shear: float = 0.0
+    """Shear, plus or minus, degrees."""
+    hue: float = 0.015
+    """Hue gain, plus or minus, as a fraction."""
+    saturation: float = 0.7
+    """Saturation gain, plus or minus, as a fraction."""
+    value: float = 0.4
+    """Brightness gain, plus or minus, as a fraction."""
+    flip_left_right: float = 0.5
+    """Probability of a mirror image."""
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """The objective; gains as YOLOv5 publishes them, before scaling to levels, classes and size."""
+
+    box: float = 0.05
+    """Gain of the box term."""
+    objectness: float = 1.0
+    """Gain of the objectness term."""
+    classification: float = 0.5
+    """Gain of the class term."""
+    anchor_threshold: float = 4.0
+    """An anchor takes a box if neither side differs by this factor or more."""
+    label_smoothing: float = 0.0
+    """Class targets are 1 - s/2 and s/2."""
+    positive_objectness: float = 1.0
+    """Weight of positive targets in the objectness term."""
+    positive_class: float = 1.0
+    """Weight of positive targets in the class term."""
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """SGD with Nesterov momentum, its warm-up and its schedule."""
+
+    lr: float = 0.01
+    """Learning rate after warm-up, for a nominal batch of images."""
+    lr_final: float = 0.01
+    """Last learning rate, as a fraction of `lr`."""
+    schedule: Literal["linear", "cosine"] = "linear"
+    """Shape of the fall between the two."""
+    momentum: float = 0.937
+    """Nesterov momentum after warm-up."""
+    weight_decay: float = 5e-4
+    """Decay of weight matrices for a nominal batch; biases and normalisation are not decayed."""
+    warmup_epochs: float = 3.0
+    """Length of the warm-up, epochs."""
+    warmup_min_batches: int = 100
+    """The warm-up lasts at least this many batches: small sets have short epochs."""
+    warmup_bias_lr: float = 0.1
+    """Learning rate of biases at the first batch; it falls to `lr`."""
+    warmup_momentum: float = 0.8
+    """Momentum at the first batch."""
+    nominal_batch: int = 64
+    """Images an optimizer step; smaller batches are accumulated up to it."""
+    clip_norm: float = 10.0
+    """Largest Euclidean norm of the whole gradient."""
+    ema_decay: float = 0.9999
+    """Decay of the moving average of the weights, an optimizer step, in the long run."""
+    ema_ramp: float = 2000.0
+    """Optimizer steps over which that decay is approached: d(n) = decay * (1 - exp(-n / ramp))."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The length of training and what is kept of it."""
+
+    epochs: int = 300
+    """Passes over the training split."""
+    batch: int = 64
+    """Images a batch over all ranks together, so results do not depend on the number of ranks."""
+    seed: int = 0
+    """Seed of weights, order and augmentation."""
+    eval_every: int = 1
+    """Epochs between evaluations; the last epoch is always evaluated."""
+    checkpoint_every: int = 1
+    """Epochs between checkpoints; preemption and the end always make one."""
+    keep_checkpoints: int = 2
+    """Checkpoints kept; older ones go once a newer one verifies."""
+    log_every: int = 10
+    """Optimizer steps between log lines."""
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """How predictions become the boxes that are scored by COCO's average precision."""
+
+    image_size: int | None = None
+    """Side of the network input, pixels; the weights' own size by default."""
+    batch: int = 16
+    """Images a forward pass on one rank."""
+    confidence: float = 0.001
+    """Boxes with a lower score are dropped before suppression."""
+    iou: float = 0.6
+    """A box overlapping a better one of its class by more is suppressed."""
+    max_boxes: int = 300
+    """Boxes kept for a picture."""
+
+
+@dataclass(frozen=True)
+class DetectConfig:
+    """Batch detection."""
+
+    image_size: int | None = None
+    """Side of the network input, pixels; the weights' own size by default."""
+    batch: int = 16
+    """Images a forward pass; batches never cross chunks, so a part depends on its chunk only."""
+    confidence: float = 0.25
+    """Lowest score of a detection."""
+    iou: float = 0.45
+    """A box overlapping a better one of its class by more is suppressed."""
+    max_boxes: int = 300
+    """Boxes kept for a picture; a picture that had more is marked `capped`."""
+    chunk: int = 256
+    """Images a chunk: the unit of work, of restart and of output files."""
+    pictures: int = 20
+    """Pictures drawn with boxes and names, from the first images of the source."""
+    max_pixels: int = 178_956_970
+    """Larger images are recorded as errors from their header, undecoded."""
+    claim_expiry: float = 60.0
+    """Seconds after which a claim whose counter stands still belongs to nobody."""
+
+
+@dataclass(frozen=True)
+class DistributedConfig:
+    """Horovod and threads."""
+
+    cycle_time: float | None = None
+    """Milliseconds between Horovod's looks for work. By default 50 on CPUs, where a short cycle takes the
+    cores from the model (16 to 29 images/s measured), and Horovod's own choice on GPUs."""
+    threads: int | None = None
+    """Torch threads a rank; by default the cores this rank may use, divided among the ranks of the host."""
+    deterministic: bool = False
+    """Fix the order of sums between ranks (no fusion): the same bits every run, slower."""
+
+
+@dataclass(frozen=True)
+class WatchdogConfig:
+    """The job is ended, and the rank that is behind is named, when nothing moves."""
+
+    timeout: float = 600.0
+    """Seconds without progress of a rank that end the job."""
+    lock_expiry: float = 60.0
+    """Seconds after which the lock of another host, its counter standing still, belongs to nobody."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """All sections; what `config.yaml` in a run directory holds."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    loader: LoaderConfig = field(default_factory=LoaderConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    detect: DetectConfig = field(default_factory=DetectConfig)
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
+    watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)

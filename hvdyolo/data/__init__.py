@@ -1,0 +1,1 @@
+"""Packed shards: writing, reading, order, augmentation, loading."""

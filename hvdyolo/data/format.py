@@ -1,0 +1,48 @@
+"""The packed format: names, types and limits. docs/shard_format.md is the specification."""
+
+import numpy as np
+
+SCHEMA = "hvdyolo.packed"
+VERSION = 1
+MANIFEST_NAME = "manifest.json"
+
+DATA_ALIGNMENT = 1 << 20
+"""Start of ``/data`` in its file, bytes: whole stripes of a parallel file system."""
+
+INDEX_DTYPE = np.dtype(
+    [
+        ("offset", "<u8"),
+        ("length", "<u4"),
+        ("checksum", "<u8"),
+        ("width", "<u2"),
+        ("height", "<u2"),
+        ("source_width", "<u2"),
+        ("source_height", "<u2"),
+        ("sample_id", "<u8"),
+        ("codec", "u1"),
+    ]
+)
+"""A row of ``/index``: a sample's place in ``/data``, the xxh3-64 of its bytes, and its sizes in pixels."""
+
+CODECS = {"JPEG": 0, "PNG": 1, "WEBP": 2, "BMP": 3, "TIFF": 4, "GIF": 5, "MPO": 6}
+"""Pillow's format names and their numbers in ``codec``; 255 is any other."""
+OTHER_CODEC = 255
+
+CROWD, DIFFICULT, TRUNCATED = 1, 2, 4
+"""Bits of ``/label_flags``."""
+
+DATASETS = {
+    "data": np.dtype("u1"),
+    "index": INDEX_DTYPE,
+    "labels": np.dtype("<f4"),
+    "label_flags": np.dtype("u1"),
+    "label_ptr": np.dtype("<u8"),
+    "names": np.dtype("u1"),
+    "name_ptr": np.dtype("<u8"),
+}
+"""Every dataset of a shard and its type; there is nothing else in it."""
+
+
+def shard_name(split: str, number: int, count: int) -> str:
+    """File name of a shard."""
+    return f"{split}-{number:05d}-of-{count:05d}.h5"

@@ -1,0 +1,1 @@
+"""Datasets as annotators leave them; they are only read."""

@@ -1,0 +1,216 @@
+"""A drawn dataset: shapes on cluttered backgrounds, in YOLO's layout.
+
+It is honest: classes differ by shape alone (colour and texture are random), sizes span 8 to 60 % of the
+picture, shapes overlap, the background holds lines and irregular blobs, and validation is drawn from another
+seed.
+"""
+
+import argparse
+import math
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from hvdyolo.data.images import Pixels, encode_jpeg
+from hvdyolo.utils.errors import MismatchError, UsageError
+from hvdyolo.utils.files import make_directory, storage_errors, write_atomically
+
+SIZE = 320
+"""Side of a picture, pixels."""
+
+_SMALLEST, _LARGEST = 0.08, 0.60  # longer side of a shape, as a fraction of the picture
+_MOST_SHAPES = 6
+_LEAST_VISIBLE = 0.65  # a shape that hides more of an earlier one is placed elsewhere
+_SMOOTHING = 3  # masks are drawn this much larger and shrunk: smooth edges
+_QUALITY = 92
+_LEAST_VALIDATION = 32
+
+Points = list[tuple[float, float]]
+
+
+def _polar(radii: Sequence[float]) -> Points:
+    """A polygon around 0, 0 with these radii at equal angles."""
+    steps = [2 * math.pi * number / len(radii) for number in range(len(radii))]
+    return [(radius * math.cos(a), radius * math.sin(a)) for radius, a in zip(radii, steps, strict=True)]
+
+
+def _cross() -> Points:
+    arm = 0.32
+    quarter = [(1.0, -arm), (1.0, arm), (arm, arm)]
+    turn = [(1, 0, 0, 1), (0, -1, 1, 0), (-1, 0, 0, -1), (0, 1, -1, 0)]
+    return [(a * x + b * y, c * x + d * y) for a, b, c, d in turn for x, y in quarter]
+
+
+_OUTLINES: dict[str, Callable[[], Points]] = {
+    "disc": lambda: _polar([1.0] * 48),
+    "square": lambda: _polar([1.0] * 4),
+    "triangle": lambda: _polar([1.0] * 3),
+    "cross": _cross,
+    "star": lambda: _polar([1.0, 0.4] * 5),
+    "hexagon": lambda: _polar([1.0] * 6),
+    "crescent": lambda: (
+        [(math.cos(a), math.sin(a)) for a in np.linspace(0.6, 2 * math.pi - 0.6, 40)]
+        + [(0.42 + 0.7 * math.cos(a), 0.7 * math.sin(a)) for a in np.linspace(2 * math.pi - 0.95, 0.95, 40)]
+    ),
+    "bar": lambda: [(1.0, 0.22), (-1.0, 0.22), (-1.0, -0.22), (1.0, -0.22)],
+}
+"""Outline of each class, within a circle of radius 1."""
+
+CLASS_NAMES = tuple(_OUTLINES)
+
+
+def write_dataset(out: Path, images: int, classes: int, seed: int) -> None:
+    """Draw ``images`` for training and a fifth of that, at least 32, for validation.
+
+    Raises:
+        UsageError: a number is out of range.
+        MismatchError: ``out`` is not empty.
+    """
+    if not 4 <= classes <= len(CLASS_NAMES):
+        raise UsageError(f"--classes must be 4 … {len(CLASS_NAMES)}, not {classes}.")
+    if images < 1:
+        raise UsageError(f"--images must be at least 1, not {images}.")
+    if out.exists() and any(out.iterdir()):
+        raise MismatchError(f"{out} is not empty; give another --out or remove it.")
+    names = CLASS_NAMES[:classes]
+    counts = {"train": images, "val": max(images // 5, _LEAST_VALIDATION)}
+    for number, (split, count) in enumerate(counts.items()):
+        make_directory(out / "images" / split)
+        make_directory(out / "labels" / split)
+        for index in range(count):
+            # The split is part of the key: validation shares no random number with training.
+            random = np.random.default_rng([seed, number, index])
+            picture, labels = draw_picture(random, classes)
+            rows = "".join(f"{int(c)} {x:.6f} {y:.6f} {w:.6f} {h:.6f}\n" for c, x, y, w, h in labels)
+            with storage_errors(out):
+                (out / "images" / split / f"{index:06d}.jpg").write_bytes(encode_jpeg(picture, _QUALITY))
+                (out / "labels" / split / f"{index:06d}.txt").write_text(rows)
+    description = {"path": ".", "train": "images/train", "val": "images/val", "names": list(names)}
+    write_atomically(out / "data.yaml", yaml.safe_dump(description, sort_keys=False))
+
+
+def draw_picture(random: np.random.Generator, classes: int) -> tuple[Pixels, NDArray[np.float64]]:
+    """(SIZE, SIZE, 3) RGB, and (n, 5) class, cx, cy, w, h in 0..1 of the whole shapes, hidden parts included."""
+    canvas = _background(random)
+    visible: list[NDArray[np.bool_]] = []
+    areas: list[int] = []
+    labels = []
+    for _ in range(random.integers(1, _MOST_SHAPES + 1)):
+        label = int(random.integers(classes))
+        for _ in range(5):
+            mask = _shape_mask(random, CLASS_NAMES[label])
+            solid = mask > 0.5
+            left = [shown & ~solid for shown in visible]
+            if all(shown.sum() >= _LEAST_VISIBLE * area for shown, area in zip(left, areas, strict=True)):
+                break
+        else:
+            continue
+        visible = [*left, solid]
+        areas.append(int(solid.sum()))
+        canvas += mask[..., None] * (_texture(random) - canvas)
+        labels.append((label, *_box(solid)))
+    noise = random.normal(0, random.uniform(2, 8), canvas.shape)
+    picture = (canvas + noise).clip(0, 255).astype(np.uint8)
+    return picture, np.array(labels, dtype=np.float64).reshape(-1, 5)
+
+
+def _shape_mask(random: np.random.Generator, name: str) -> NDArray[np.float32]:
+    """(SIZE, SIZE) coverage in 0..1 of one shape, turned, sized and wholly within the picture."""
+    outline = np.array(_OUTLINES[name]())
+    angle = random.uniform(0, 2 * math.pi)
+    turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+    points = outline @ turn.T
+    points -= points.min(0)
+    # Evenly over the logarithm: as many between 8 and 16 % as between 30 and 60 %.
+    longer = SIZE * math.exp(random.uniform(math.log(_SMALLEST), math.log(_LARGEST)))
+    points *= longer / points.max()
+    points += random.uniform(1, SIZE - 1 - points.max(0))
+    x, y = np.floor(points.min(0)).astype(int)
+    right, bottom = np.ceil(points.max(0)).astype(int) + 1
+    tile = Image.new("L", ((right - x) * _SMOOTHING, (bottom - y) * _SMOOTHING))
+    corners = [((px - x) * _SMOOTHING, (py - y) * _SMOOTHING) for px, py in points]
+    ImageDraw.Draw(tile).polygon(corners, fill=255)
+    tile = tile.resize((right - x, bottom - y), Image.Resampling.BOX)
+    mask: NDArray[np.float32] = np.zeros((SIZE, SIZE), dtype=np.float32)
+    mask[y:bottom, x:right] = np.asarray(tile)[: SIZE - y, : SIZE - x] / 255
+    return mask
+
+
+def _box(solid: NDArray[np.bool_]) -> tuple[float, float, float, float]:
+    """cx, cy, w, h in 0..1 around what is drawn."""
+    rows, columns = solid.any(1).nonzero()[0], solid.any(0).nonzero()[0]
+    top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
+    return (
+        (left + right) / 2 / SIZE, (top + bottom) / 2 / SIZE, (right - left) / SIZE, (bottom - top) / SIZE
+    )  # fmt: skip
+
+
+def _texture(random: np.random.Generator) -> NDArray[np.float32]:
+    """(SIZE, SIZE, 3) or (3,) fill of a shape: plain, shaded, or striped."""
+    one, other = random.uniform(0, 255, (2, 3))
+    kind = random.integers(3)
+    if kind == 0:
+        return one.astype(np.float32)
+    ramp = _ramp(random)
+    if kind == 1:
+        other = one + (other - one) * 0.5
+    else:
+        ramp = (np.sin(ramp * random.uniform(40, 120)) > 0).astype(np.float32)
+        other = one + (other - one) * 0.35
+    return (one + ramp[..., None] * (other - one)).astype(np.float32)
+
+
+def _background(random: np.random.Generator) -> NDArray[np.float32]:
+    """(SIZE, SIZE, 3): a gradient, coarse noise, irregular blobs and lines."""
+    one, other = random.uniform(30, 225, (2, 3))
+    canvas = one + _ramp(random)[..., None] * (other - one)
+    coarse = random.normal(0, 1, (random.integers(4, 24),) * 2 + (3,)).astype(np.float32)
+    channels = [
+        np.asarray(Image.fromarray(coarse[..., c]).resize((SIZE, SIZE), Image.Resampling.BICUBIC))
+        for c in range(3)
+    ]
+    canvas = canvas + np.stack(channels, -1) * random.uniform(5, 25)
+    picture = Image.fromarray(canvas.clip(0, 255).astype(np.uint8))
+    draw = ImageDraw.Draw(picture, "RGBA")
+    for _ in range(random.integers(2, 7)):
+        colour = (*random.integers(0, 256, 3).tolist(), int(random.integers(60, 160)))
+        radii = random.uniform(0.3, 1.0, random.integers(8, 14)) * random.uniform(8, 60)
+        centre = random.uniform(0, SIZE, 2)
+        draw.polygon([(centre[0] + x, centre[1] + y) for x, y in _polar(radii.tolist())], fill=colour)
+    for _ in range(random.integers(2, 8)):
+        colour = (*random.integers(0, 256, 3).tolist(), int(random.integers(80, 200)))
+        ends = random.uniform(0, SIZE, 4).tolist()
+        draw.line(ends, fill=colour, width=int(random.integers(1, 5)))
+    return np.asarray(picture).astype(np.float32)
+
+
+def _ramp(random: np.random.Generator) -> NDArray[np.float32]:
+    """(SIZE, SIZE) rising from 0 to 1 in a random direction."""
+    angle = random.uniform(0, 2 * math.pi)
+    line = np.linspace(-0.5, 0.5, SIZE, dtype=np.float32)
+    plane = line[None] * np.float32(math.cos(angle)) + line[:, None] * np.float32(math.sin(angle))
+    return plane / np.float32(math.sqrt(2)) + np.float32(0.5)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{self.prog}: {message}; see {self.prog} --help.")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The command line of ``data_tools/synth.py``."""
+    parser = _Parser("synth", description="Draw a small dataset in YOLO's layout.", allow_abbrev=False)
+    parser.add_argument("--out", required=True, type=Path, help="an empty or new folder")
+    parser.add_argument("--images", required=True, type=int, help="training images")
+    parser.add_argument("--classes", type=int, default=4, help=f"4 … {len(CLASS_NAMES)} (default: 4)")
+    parser.add_argument("--seed", type=int, default=0, help="default: 0")
+    options = parser.parse_args(arguments)
+    write_dataset(options.out, options.images, options.classes, options.seed)
+    sys.stdout.write(f"drew {options.images} training images of {options.classes} classes in {options.out}\n")
+    return 0

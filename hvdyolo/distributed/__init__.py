@@ -1,0 +1,1 @@
+"""Everything that knows Horovod, MPI or the launcher."""

@@ -1,0 +1,121 @@
+"""Optimizer steps with their batches, prepared one step ahead of training.
+
+The loss of a step is normalised by how many images and matches *all* ranks have in *all* its batches
+(DESIGN: world-size parity). These counts are known as soon as the batches are, so they are summed while
+the step before still computes, in one small vector that also carries the request to stop and the losses
+to be logged: a step costs one gradient reduction and one such vector.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hvdyolo.data.loader import TrainBatch
+from hvdyolo.distributed.communicator import Communicator, PendingSum
+from hvdyolo.engine.schedule import StepRange
+from hvdyolo.objective.assign import LevelMatches
+from hvdyolo.objective.loss import StepCounts
+from hvdyolo.objective.targets import LevelTargets, pad_matches
+
+Matches = tuple[LevelMatches, ...]
+"""What the loader's workers assign: a level each."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a rank tells the others along with its counts.
+
+    Attributes:
+        stop: this rank was asked to stop.
+        losses: (3,) its shares of the last step's box, objectness and class terms.
+    """
+
+    stop: bool
+    losses: Tensor
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """This rank's part of one batch, with the padded targets of its loss."""
+
+    batch: TrainBatch[Matches]
+    targets: tuple[LevelTargets, ...]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimizer step, as all ranks agree on it.
+
+    Attributes:
+        range: which batches; ``None`` after the last step of the run.
+        batches: this rank's parts of them.
+        counts: images and matches over all ranks and batches of the step.
+        stop: some rank was asked to stop before this step.
+        losses: (3,) the last step's box, objectness and class terms, summed over ranks.
+    """
+
+    range: StepRange | None
+    batches: tuple[MicroBatch, ...]
+    counts: StepCounts
+    stop: bool
+    losses: Tensor
+
+
+@dataclass(frozen=True)
+class UpcomingStep:
+    """A step whose counts are on their way."""
+
+    range: StepRange | None
+    batches: tuple[MicroBatch, ...]
+    pending: PendingSum
+
+    def agree(self, device: torch.device) -> Step:
+        """Wait for the other ranks' counts."""
+        total = self.pending.wait()
+        return Step(
+            range=self.range,
+            batches=self.batches,
+            counts=StepCounts(images=total[4].to(device), matches=total[5:].to(device)),
+            stop=bool(total[0] > 0),
+            losses=total[1:4],
+        )
+
+
+class StepFeed:
+    """Groups a rank's batches into steps and sends their counts around.
+
+    Args:
+        batches: this rank's batches, in order.
+        ranges: the steps they make up, in the same order.
+        cells_per_level: number of (image, anchor, row, column) cells of each level in a batch.
+    """
+
+    def __init__(
+        self,
+        batches: Iterator[TrainBatch[Matches]],
+        ranges: Iterator[StepRange],
+        comm: Communicator,
+        cells_per_level: Sequence[int],
+    ) -> None:
+        self._batches = batches
+        self._ranges = ranges
+        self._comm = comm
+        self._cells = tuple(cells_per_level)
+
+    def next(self, report: Report) -> UpcomingStep:
+        """Load the next step's batches and start summing its counts."""
+        step = next(self._ranges, None)
+        batches = tuple(next(self._batches) for _ in range(step.passes)) if step else ()
+        counts = sum(map(self._counts, batches), start=torch.zeros(1 + len(self._cells)))
+        vector = torch.cat([torch.tensor([float(report.stop)]), report.losses.cpu(), counts])
+        # In double precision: a float sum of counts would be exact only up to 2^24.
+        pending = self._comm.sum_async("step", vector.double())
+        micro_batches = tuple(MicroBatch(batch, pad_matches(batch.matches, self._cells)) for batch in batches)
+        return UpcomingStep(step, micro_batches, pending)
+
+    def _counts(self, batch: TrainBatch[Matches]) -> Tensor:
+        parts = batch.matches
+        matches = [float(sum(len(part[level].cell) for part in parts)) for level in range(len(self._cells))]
+        return torch.tensor([float(batch.weights.sum()), *matches])

@@ -1,0 +1,100 @@
+"""When the optimizer steps, and with which learning rates and momentum.
+
+Everything here is a pure function of the batch number, so a resumed run continues exactly. The formulas
+are YOLOv5's as published; a step here never crosses an epoch boundary (see
+docs/differences_from_yolov5.md).
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from hvdyolo.config import OptimizerConfig
+
+
+@dataclass(frozen=True)
+class StepRange:
+    """The batches ``first … first + passes - 1`` of an epoch, which make up one optimizer step."""
+
+    epoch: int
+    first: int
+    passes: int
+
+
+@dataclass(frozen=True)
+class StepRates:
+    """What the optimizer's groups are set to for one step."""
+
+    lr: float
+    bias_lr: float
+    momentum: float
+
+
+@dataclass(frozen=True)
+class TrainingSchedule:
+    """Accumulation, learning rates and momentum of a whole run.
+
+    ``batch`` is the global batch, images; ``batches`` the batches an epoch.
+    """
+
+    settings: OptimizerConfig
+    epochs: int
+    batches: int
+    batch: int
+
+    @property
+    def warmup_batches(self) -> int:
+        """Batches over which rates, momentum and accumulation ramp up."""
+        by_epochs = round(self.settings.warmup_epochs * self.batches)
+        return max(by_epochs, self.settings.warmup_min_batches) if by_epochs else 0
+
+    @property
+    def accumulation(self) -> int:
+        """Batches an optimizer step after warm-up."""
+        return max(round(self.settings.nominal_batch / self.batch), 1)
+
+    @property
+    def weight_decay(self) -> float:
+        """Decay scaled to the images that one step really sees."""
+        images = self.batch * self.accumulation
+        return self.settings.weight_decay * images / self.settings.nominal_batch
+
+    def steps(self, epoch: int, first: int = 0) -> Iterator[StepRange]:
+        """The optimizer steps of ``epoch`` from batch ``first``, itself the start of a step."""
+        while first < self.batches:
+            passes = 1
+            while first + passes < self.batches and passes < self._accumulation_at(
+                epoch * self.batches + first + passes - 1
+            ):
+                passes += 1
+            yield StepRange(epoch, first, passes)
+            first += passes
+
+    def rates(self, step: StepRange) -> StepRates:
+        """Rates for ``step``; during warm-up those of its last batch."""
+        settings = self.settings
+        lr = settings.lr * self._decline(step.epoch)
+        batch = step.epoch * self.batches + step.first + step.passes - 1
+        if batch > self.warmup_batches or not self.warmup_batches:
+            return StepRates(lr, lr, settings.momentum)
+        share = batch / self.warmup_batches
+        return StepRates(
+            lr=share * lr,
+            bias_lr=settings.warmup_bias_lr + share * (lr - settings.warmup_bias_lr),
+            momentum=settings.warmup_momentum + share * (settings.momentum - settings.warmup_momentum),
+        )
+
+    def _accumulation_at(self, batch: int) -> int:
+        ramp = np.interp(
+            batch, [0, max(self.warmup_batches, 1)], [1, self.settings.nominal_batch / self.batch]
+        )
+        return max(round(float(ramp)), 1)
+
+    def _decline(self, epoch: int) -> float:
+        """Factor of the learning rate in ``epoch``: 1 at the first, towards ``lr_final``."""
+        share = epoch / self.epochs
+        if self.settings.schedule == "cosine":
+            share = (1 - math.cos(math.pi * share)) / 2
+        return (1 - share) * (1 - self.settings.lr_final) + self.settings.lr_final

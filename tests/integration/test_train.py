@@ -1,0 +1,197 @@
+"""The command ``hvdyolo train`` for real: on one rank and several, stopped, resumed, and misused."""
+
+import json
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+pytestmark = pytest.mark.slow
+
+# A few seconds of training: 64 pixels, two epochs.
+SMALL = [
+    "--loader.image_size", "64", "--loader.workers", "1", "--train.batch", "8", "--train.epochs", "2",
+    "--optimizer.nominal_batch", "16", "--train.log_every", "1", "--distributed.cycle_time", "1",
+]  # fmt: skip
+
+
+def words(data: Path, run: Path, *more: object) -> list[object]:
+    return ["train", "--config", "demo", "--data", data, "--run", run, *SMALL, *more]
+
+
+def outcome(run: Path) -> dict[str, Any]:
+    return json.loads((run / "outcome.json").read_text())
+
+
+def metrics(run: Path, kind: str) -> list[dict[str, Any]]:
+    entries = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return [entry for entry in entries if entry["kind"] == kind]
+
+
+def wait_for(condition: Any, seconds: float = 90) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "what the test waits for did not happen"
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    ("launcher", "ranks"), [("single", 1), ("mpirun", 2), ("horovodrun", 2), ("gloo", 2)]
+)
+def test_a_run_leaves_all_that_the_design_promises(launch, synthetic, tmp_path, launcher, ranks) -> None:
+    run = tmp_path / "run"
+    ended = launch(words(synthetic, run), launcher, ranks)
+    assert ended.code == 0, ended.output
+    assert outcome(run) | {"exit_code": 0, "reason": "done", "attempt": 1} == outcome(run)
+    assert outcome(run)["step"] == metrics(run, "step")[-1]["step"] > 0
+    assert [entry["epoch"] for entry in metrics(run, "epoch")] == [0, 1]
+    assert 0 <= metrics(run, "epoch")[-1]["ap"] <= 1
+    logs = {path.name for path in (run / "logs").glob("rank-*.log")}
+    assert logs == {f"rank-{rank:04d}.log" for rank in range(ranks)}
+    for name in ("config.yaml", "derived.json", "results.csv"):
+        assert (run / name).stat().st_size > 0
+    assert not (run / "lock").exists()
+    assert (run / "weights" / "last.safetensors").exists()
+    assert (run / "checkpoints" / "LATEST").read_text().strip() in {
+        path.name for path in (run / "checkpoints").glob("step-*")
+    }
+    assert json.loads((run / "derived.json").read_text())["ranks"] == ranks
+
+
+def test_a_stopped_run_is_resumed_by_the_same_command_on_other_ranks(launch, synthetic, tmp_path) -> None:
+    run = tmp_path / "run"
+    more = ["--train.epochs", "4", "--train.eval_every", "4"]
+    process = launch.start(words(synthetic, run, *more), "mpirun", 2)
+    wait_for(lambda: (run / "metrics.jsonl").exists() and len(metrics(run, "step")) >= 3)
+    process.send_signal(signal.SIGUSR1)
+    stopped = launch.wait(process)
+    assert outcome(run)["exit_code"] == 75, stopped.output
+    assert outcome(run)["reason"] == "preempted"
+    assert "Traceback" not in stopped.output
+    step = outcome(run)["step"]
+    assert (run / "checkpoints" / f"step-{step:08d}").is_dir()
+
+    ended = launch(words(synthetic, run, *more), "single")
+    assert ended.code == 0, ended.output
+    assert f"step-{step:08d}" in ended.output
+    assert outcome(run)["attempt"] == 2
+    steps = [entry["step"] for entry in metrics(run, "step")]
+    assert steps == list(range(1, steps[-1] + 1))  # each once, none missing
+
+
+def test_resuming_gives_the_bits_of_the_run_that_was_not_stopped(launch, synthetic, tmp_path) -> None:
+    one_thread = ["--distributed.threads", "1", "--train.epochs", "3", "--train.eval_every", "3"]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert launch(words(synthetic, whole, *one_thread)).code == 0
+    process = launch.start(words(synthetic, parts, *one_thread))
+    wait_for(lambda: (parts / "metrics.jsonl").exists() and len(metrics(parts, "step")) >= 3)
+    process.send_signal(signal.SIGUSR1)
+    assert launch.wait(process).code == 75
+    assert launch(words(synthetic, parts, *one_thread)).code == 0
+    name = (whole / "checkpoints" / "LATEST").read_text().strip()
+    for file in ("model", "ema", "optimizer"):
+        expected = load_file(whole / "checkpoints" / name / f"{file}.safetensors")
+        found = load_file(parts / "checkpoints" / name / f"{file}.safetensors")
+        assert expected.keys() == found.keys()
+        for key, tensor in expected.items():
+            assert tensor.equal(found[key]), f"{file}: {key}"
+
+
+def test_a_finished_run_has_nothing_left_to_do(launch, synthetic, tmp_path) -> None:
+    run = tmp_path / "run"
+    assert launch(words(synthetic, run)).code == 0
+    before = (run / "weights" / "last.safetensors").read_bytes()
+    again = launch(words(synthetic, run))
+    assert again.code == 0, again.output
+    assert outcome(run)["attempt"] == 2
+    assert (run / "weights" / "last.safetensors").read_bytes() == before
+
+
+def test_other_settings_other_data_and_never_are_refused(launch, synthetic, packed_bccd, tmp_path) -> None:
+    run = tmp_path / "run"
+    assert launch(words(synthetic, run)).code == 0
+    checkpoint = (run / "checkpoints" / "LATEST").read_text()
+    other = launch(words(synthetic, run, "--optimizer.lr", "0.5"))
+    assert (other.code, "optimizer.lr: 0.01 there, 0.5 here" in other.output) == (78, True)
+    data = launch(words(packed_bccd, run))
+    assert (data.code, "dataset" in data.output) == (78, True), data.output
+    never = launch(words(synthetic, run, "--resume", "never"))
+    assert (never.code, "already holds checkpoints" in never.output) == (78, True)
+    assert (run / "checkpoints" / "LATEST").read_text() == checkpoint
+    for ended in (other, data, never):
+        assert "Traceback" not in ended.output
+
+
+@pytest.mark.parametrize("launcher", ["single", "mpirun"])
+@pytest.mark.parametrize(
+    ("change", "code", "says"),
+    [
+        (["--optimizer.lrr", "1"], 2, "did you mean 'optimizer.lr'?"),
+        (["--data", "/nowhere"], 2, "/nowhere"),
+        (["--config", "dem"], 2, "did you mean 'demo'?"),
+        (["--train.batch", "1"], 2, "more than the 1 images"),
+        (["--loader.image_size", "100"], 2, "multiple of 32"),
+        (["--model.description", "yolov5q"], 2, "yolov5q"),
+        (["--model.weights", "/nowhere.safetensors"], 2, "/nowhere.safetensors"),
+        (["--resume", "/nowhere"], 2, "/nowhere"),
+    ],
+)
+def test_a_mistake_is_one_sentence_once_and_an_exit_code(
+    launch, synthetic, tmp_path, launcher, change, code, says
+) -> None:
+    if launcher == "single" and "--train.batch" in change:
+        pytest.skip("one rank always fits")
+    ended = launch(words(synthetic, tmp_path / "run", *change), launcher, 2)
+    assert ended.code == code, ended.output
+    told = [line for line in ended.output.splitlines() if line.startswith("hvdyolo")]
+    assert len(told) == 1, ended.output
+    assert says in told[0]
+    assert "Traceback" not in ended.output
+
+
+def test_a_run_directory_that_cannot_be_made_is_exit_74(launch, synthetic, tmp_path) -> None:
+    (tmp_path / "file").write_text("")
+    ended = launch(words(synthetic, tmp_path / "file" / "run"), "mpirun", 2)
+    assert ended.code == 74, ended.output
+    assert "cannot write" in ended.output
+    assert "Traceback" not in ended.output
+
+
+def test_a_damaged_sample_ends_all_ranks_and_is_named(launch, synthetic, tmp_path) -> None:
+    import shutil
+
+    data = tmp_path / "data"
+    shutil.copytree(synthetic, data)
+    shard = next(data.glob("train-*.h5"))
+    raw = bytearray(shard.read_bytes())
+    middle = len(raw) // 2  # inside /data, which is nearly all of the file
+    raw[middle : middle + 4] = bytes(4)
+    shard.write_bytes(raw)
+    run = tmp_path / "run"
+    ended = launch(words(data, run), "mpirun", 2)
+    assert ended.code == 65, ended.output
+    assert shard.name in ended.output
+    assert "Traceback" not in ended.output
+    assert outcome(run)["reason"] == "data"
+
+
+def test_a_dry_run_prints_the_settings_and_leaves_nothing(launch, synthetic, tmp_path) -> None:
+    run = tmp_path / "run"
+    ended = launch(words(synthetic, run, "--dry-run"))
+    assert ended.code == 0, ended.output
+    assert "image_size: 64" in ended.output
+    assert not run.exists()
+
+
+def test_two_jobs_cannot_share_a_run(launch, synthetic, tmp_path) -> None:
+    run = tmp_path / "run"
+    first = launch.start(words(synthetic, run, "--train.epochs", "50"))
+    wait_for(lambda: (run / "lock").exists())
+    second = launch(words(synthetic, run, "--train.epochs", "50"))
+    first.send_signal(signal.SIGUSR1)
+    ended = launch.wait(first)
+    assert (second.code, str(first.pid) in second.output) == (78, True), second.output
+    assert ended.code in (0, 75), ended.output

@@ -1,0 +1,38 @@
+"""The record of a run survives kills and says nothing twice after a resume."""
+
+import csv
+import json
+from pathlib import Path
+
+from hvdyolo.engine.journal import Journal
+
+
+def entries(run: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_every_entry_has_step_epoch_and_time(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, 0)
+    journal.record("step", 10, 0, {"box": 0.5})
+    journal.record("epoch", 12, 0, {"ap": 0.25, "lr": 0.01})
+    journal.close()
+    assert [entry["kind"] for entry in entries(tmp_path)] == ["step", "epoch"]
+    assert all({"step", "epoch", "time"} <= entry.keys() for entry in entries(tmp_path))
+    with open(tmp_path / "results.csv") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [(row["step"], row["ap"], row["ap75"]) for row in rows] == [("12", "0.25", "")]
+
+
+def test_a_resumed_run_drops_what_it_does_again(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, 0)
+    for step in (10, 20, 30):
+        journal.record("epoch", step, step // 10, {})
+    journal.close()
+    with open(tmp_path / "metrics.jsonl", "a") as stream:
+        stream.write('{"kind": "step", "st')  # a kill in the middle of a line
+    resumed = Journal(tmp_path, 20)
+    resumed.record("epoch", 30, 3, {"ap": 0.5})
+    resumed.close()
+    assert [entry["step"] for entry in entries(tmp_path)] == [10, 20, 30]
+    with open(tmp_path / "results.csv") as stream:
+        assert [row["step"] for row in csv.DictReader(stream)] == ["10", "20", "30"]

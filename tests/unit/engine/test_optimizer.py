@@ -1,0 +1,34 @@
+"""Which parameters decay, and which learning rate each group gets."""
+
+import torch
+from torch import nn
+
+from hvdyolo.engine.optimizer import apply_rates, build_optimizer
+from hvdyolo.engine.schedule import StepRates
+
+
+class Fusion(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 2, 1)
+        self.bn = nn.BatchNorm2d(2)
+        self.fusion = nn.Parameter(torch.ones(3))
+
+
+def test_only_weight_matrices_decay_and_only_biases_have_their_own_rate() -> None:
+    model = Fusion()
+    optimizer = build_optimizer(model, lr=0.01, momentum=0.9, weight_decay=5e-4)
+    apply_rates(optimizer, StepRates(lr=0.02, bias_lr=0.07, momentum=0.85))
+    settings = {}
+    for group in optimizer.param_groups:
+        assert group["momentum"] == 0.85
+        assert group["nesterov"]
+        for parameter in group["params"]:
+            settings[parameter] = (group["weight_decay"], group["lr"])
+    assert settings == {
+        model.conv.weight: (5e-4, 0.02),
+        model.conv.bias: (0.0, 0.07),
+        model.bn.weight: (0.0, 0.02),
+        model.bn.bias: (0.0, 0.07),
+        model.fusion: (0.0, 0.02),
+    }

@@ -1,0 +1,90 @@
+"""Where settings come from, and what is said when they are wrong."""
+
+from pathlib import Path
+
+import pytest
+
+from hvdyolo.config import Config
+from hvdyolo.settings import (
+    config_as_yaml,
+    config_values,
+    read_config,
+    read_saved_config,
+    shipped_recipes,
+)
+from hvdyolo.utils.errors import UsageError
+
+
+def test_no_recipe_gives_the_defaults() -> None:
+    assert read_config(None) == Config()
+
+
+@pytest.mark.parametrize("recipe", shipped_recipes())
+def test_shipped_recipes_are_valid_and_hold_only_differences(recipe: str) -> None:
+    changed = config_values(read_config(recipe))
+    import yaml
+
+    text = Path(__file__).parents[2] / "hvdyolo" / "recipes" / f"{recipe}.yaml"
+    defaults = config_values(Config())
+    for section, values in yaml.safe_load(text.read_text()).items():
+        for key in values:
+            assert changed[f"{section}.{key}"] != defaults[f"{section}.{key}"], f"{section}.{key}"
+
+
+def test_overrides_win_over_the_recipe_and_the_last_one_wins(tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("train:\n  epochs: 7\n  batch: 8\n")
+    config = read_config(str(recipe), ["--train.epochs=8", "--train.epochs", "9", "--loader.workers", "null"])
+    assert (config.train.epochs, config.train.batch, config.loader.workers) == (9, 8, None)
+
+
+def test_scientific_notation_is_a_number(tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("optimizer:\n  lr: 1e-3\n")  # text to YAML 1.1
+    assert read_config(str(recipe)).optimizer.lr == 1e-3
+
+
+def test_a_saved_configuration_reads_back_equal(tmp_path: Path) -> None:
+    config = read_config("yolov5n_bccd", ["--model.weights", "/a path/with: colon.safetensors"])
+    path = tmp_path / "config.yaml"
+    path.write_text(config_as_yaml(config))
+    assert read_saved_config(path) == config
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--optimizer.lrr", "1"], "'optimizer.lrr' (did you mean 'optimizer.lr'?)"),
+        (["--epochs", "3"], "did you mean '--train.epochs'?"),
+        (["--optimizer.lr", "fast"], "'optimizer.lr' takes a number, not 'fast'"),
+        (["--train.epochs", "1.5"], "'train.epochs' takes a whole number"),
+        (["--optimizer.schedule", "cos"], "one of linear, cosine"),
+        (["--loader.workers", "many"], "a whole number or null"),
+        (["--train.batch", "0"], "'train.batch' must be at least 1, not 0"),
+        (["--train.batch"], "needs a value"),
+        (["train.batch", "3"], "Unexpected argument 'train.batch'"),
+    ],
+)
+def test_a_mistake_is_one_sentence_with_the_way_out(words: list[str], says: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        read_config(None, words)
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_recipe_names_the_nearest() -> None:
+    with pytest.raises(UsageError, match=r"did you mean 'yolov5n_bccd'.*recipes are"):
+        read_config("yolov5n_bcd")
+
+
+def test_an_unknown_key_in_a_recipe_is_refused(tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("train:\n  epoch: 7\n")
+    with pytest.raises(UsageError, match=r"'train.epoch' \(did you mean 'train.epochs'"):
+        read_config(str(recipe))
+    recipe.write_text("epochs: 7\n")
+    with pytest.raises(UsageError, match="not a section"):
+        read_config(str(recipe))
+    recipe.write_text("train: [1, :\n")
+    with pytest.raises(UsageError, match="not valid YAML"):
+        read_config(str(recipe))
