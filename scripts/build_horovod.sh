@@ -335,6 +335,7 @@ install_wheel() {
 
 main() {
   parse_arguments "$@"
+  require_linux
   trap_interrupts
   find_python
   describe_stack

@@ -17,6 +17,10 @@ fail() {
   exit "$code"
 }
 
+require_linux() {
+  if [[ $(uname -s) != Linux ]]; then fail 2 "hvdyolo runs on Linux, and this is $(uname -s)."; fi
+}
+
 duration() {
   if (($1 < 60)); then printf '%d s' "$1"; else printf '%d m %02d s' $(($1 / 60)) $(($1 % 60)); fi
 }
@@ -106,7 +110,8 @@ free_megabytes() { df -Pm "$(existing_parent "$1")" | awk 'NR == 2 { print $4 }'
 require_space() {
   local path=$1 needed=$2 purpose=$3 free
   free=$(free_megabytes "$path")
-  if ((free < needed)); then
+  # Some network file systems do not tell.
+  if [[ $free =~ ^[0-9]+$ ]] && ((free < needed)); then
     fail 74 "$purpose needs $needed MB in $path, and $free MB are free there."
   fi
 }

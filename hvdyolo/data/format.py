@@ -7,7 +7,7 @@ VERSION = 1
 MANIFEST_NAME = "manifest.json"
 
 DATA_ALIGNMENT = 1 << 20
-"""Start of ``/data`` in its file, bytes: whole stripes of a parallel file system."""
+"""Start of ``/data`` in its file is a multiple of this, bytes: whole stripes of a parallel file system."""
 
 INDEX_DTYPE = np.dtype(
     [
@@ -23,6 +23,8 @@ INDEX_DTYPE = np.dtype(
     ]
 )
 """A row of ``/index``: a sample's place in ``/data``, the xxh3-64 of its bytes, and its sizes in pixels."""
+
+MOST_PIXELS_A_SIDE = np.iinfo(np.uint16).max
 
 CODECS = {"JPEG": 0, "PNG": 1, "WEBP": 2, "BMP": 3, "TIFF": 4, "GIF": 5, "MPO": 6}
 """Pillow's format names and their numbers in ``codec``; 255 is any other."""
@@ -41,6 +43,13 @@ DATASETS = {
     "name_ptr": np.dtype("<u8"),
 }
 """Every dataset of a shard and its type; there is nothing else in it."""
+
+TEXT_ATTRIBUTES = ("schema", "split", "names", "settings")
+"""Attributes of a shard that are text: of fixed length, UTF-8, ``names`` and ``settings`` being JSON."""
+NUMBER_ATTRIBUTES = ("version", "shard", "samples", "complete")
+"""Attributes of a shard that are 64-bit integers."""
+MOST_ATTRIBUTE_BYTES = 1 << 16
+"""HDF5 keeps larger ones elsewhere in the file, and nothing here needs them."""
 
 
 def shard_name(split: str, number: int, count: int) -> str:

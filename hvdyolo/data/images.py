@@ -12,9 +12,18 @@ from hvdyolo.utils.errors import DataError
 
 Pixels = NDArray[np.uint8]
 
+RESAMPLING = "triangle"
+"""Name of the rule of :func:`resize`, as packed data and weights record it."""
+
+MOST_PIXELS = 178_956_970
+"""Pillow refuses larger images by itself, whatever a setting says."""
+
 _ORIENTATION = 0x0112  # EXIF tag
 _UPRIGHT = 1
-_FAILURES = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+
+
+class ImageTooLargeError(DataError):
+    """The header of an image announces more pixels than are allowed."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +41,26 @@ class ImageHeader:
     format: str
     exif_orientation: int
 
+    @property
+    def upright_size(self) -> tuple[int, int]:
+        """Width and height once turned as the orientation says."""
+        turned = self.exif_orientation in (5, 6, 7, 8)
+        return (self.height, self.width) if turned else (self.width, self.height)
+
+
+@dataclass(frozen=True)
+class LoadedImage:
+    """A decoded image that becomes an array when asked: an image that keeps its bytes never needs to."""
+
+    header: ImageHeader
+    _image: Image.Image
+
+    def pixels(self, *, upright: bool) -> Pixels:
+        """(H, W, 3) RGB, turned as the EXIF orientation says if ``upright``."""
+        if upright and self.header.exif_orientation != _UPRIGHT:
+            return _rgb(ImageOps.exif_transpose(self._image))
+        return _rgb(self._image)
+
 
 def read_header(encoded: bytes) -> ImageHeader:
     """The header of an encoded image.
@@ -39,36 +68,36 @@ def read_header(encoded: bytes) -> ImageHeader:
     Raises:
         DataError: it is no image that Pillow knows.
     """
-    with _open(encoded) as image:
-        try:
-            orientation = image.getexif().get(_ORIENTATION, _UPRIGHT)
-        except _FAILURES:
-            orientation = _UPRIGHT  # unreadable EXIF data is not the image
-        return ImageHeader(image.width, image.height, image.format or "", int(orientation))
+    return _header(_open(encoded))
+
+
+def load(encoded: bytes, max_pixels: int) -> LoadedImage:
+    """Decode an image and keep what its header said.
+
+    Raises:
+        DataError: it is damaged, or no image.
+        ImageTooLargeError: it has more than ``max_pixels``, which is told before it is decoded.
+    """
+    image = _open(encoded)
+    loaded = LoadedImage(_header(image), image)
+    _load(image, max_pixels)
+    return loaded
 
 
 def decode(encoded: bytes, max_pixels: int) -> Pixels:
     """(H, W, 3) RGB of an encoded image, as stored: EXIF orientation was dealt with at packing.
 
     Raises:
-        DataError: it is damaged, no image, or has more than ``max_pixels`` (told by its header).
+        DataError, ImageTooLargeError: as :func:`load`.
     """
-    with _open(encoded) as image:
-        if image.width * image.height > max_pixels:
-            raise DataError(f"has {image.width} x {image.height} pixels, more than the limit of {max_pixels}")
-        try:
-            return np.asarray(image.convert("RGB"))
-        except _FAILURES as error:
-            raise DataError(f"cannot be decoded: {error}") from None
+    image = _open(encoded)
+    _load(image, max_pixels)
+    return _rgb(image)
 
 
 def decode_upright(encoded: bytes, max_pixels: int) -> Pixels:
     """Like :func:`decode`, turned as its EXIF orientation says: for images that were not packed."""
-    pixels = decode(encoded, max_pixels)
-    if read_header(encoded).exif_orientation == _UPRIGHT:
-        return pixels
-    with _open(encoded) as image:
-        return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    return load(encoded, max_pixels).pixels(upright=True)
 
 
 def resize(image: Pixels, width: int, height: int) -> Pixels:
@@ -99,5 +128,56 @@ def _open(encoded: bytes) -> Image.Image:
         return Image.open(io.BytesIO(encoded))
     except UnidentifiedImageError:
         raise DataError("is not an image") from None
-    except _FAILURES as error:
-        raise DataError(f"cannot be read: {error}") from None
+    except Image.DecompressionBombError as error:
+        raise ImageTooLargeError(f"is refused: {error}") from None
+    except MemoryError:
+        raise  # says nothing about the image
+    except Exception as error:  # decoders that are fed damaged bytes raise anything
+        raise DataError(f"cannot be read: {_reason(error)}") from None
+
+
+def _load(image: Image.Image, max_pixels: int) -> None:
+    if image.width * image.height > max_pixels:
+        raise ImageTooLargeError(
+            f"has {image.width} x {image.height} pixels, more than the limit of {max_pixels}"
+        )
+    try:
+        image.load()
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise DataError(f"cannot be decoded: {_reason(error)}") from None
+
+
+def _header(image: Image.Image) -> ImageHeader:
+    try:
+        orientation = int(image.getexif().get(_ORIENTATION, _UPRIGHT))
+    except Exception:
+        orientation = _UPRIGHT  # damaged EXIF data is not the image
+    if not 1 <= orientation <= 8:
+        orientation = _UPRIGHT
+    return ImageHeader(image.width, image.height, image.format or "", orientation)
+
+
+def _rgb(image: Image.Image) -> Pixels:
+    """Pixels of a loaded image; transparency is dropped, 16-bit greys keep their upper 8 bits.
+
+    Raises:
+        DataError: the pixels have no known black and white.
+    """
+    if image.mode == "RGB":
+        return np.asarray(image)  # convert would copy once more
+    if image.mode.startswith("I;16"):
+        grey = (np.asarray(image) >> 8).astype(np.uint8)
+        return np.repeat(grey[..., None], 3, axis=2)
+    if image.mode in ("I", "F"):
+        raise DataError("has pixels of 32 bits, and nothing says which of them is white; convert it")
+    if "transparency" in image.info:
+        image = image.convert("RGBA")  # otherwise Pillow warns for some palettes
+    return np.asarray(image.convert("RGB"))
+
+
+def _reason(error: Exception) -> str:
+    """A short cause without addresses, which would differ from run to run."""
+    text = str(error)
+    return text if text and "0x" not in text else type(error).__name__

@@ -8,9 +8,9 @@ from typing import Any
 
 import xxhash
 
-from hvdyolo.data.format import MANIFEST_NAME, SCHEMA, VERSION
+from hvdyolo.data.format import MANIFEST_NAME, SCHEMA, VERSION, shard_name
 from hvdyolo.data.writer import ShardRecord
-from hvdyolo.utils.errors import DataError, MismatchError, UsageError
+from hvdyolo.utils.errors import DataError, MismatchError, StorageError, UsageError
 from hvdyolo.utils.files import write_json
 
 
@@ -46,7 +46,7 @@ def build_manifest(
         [list(names), {split: [record.digest for record in records] for split, records in shards.items()}]
     )
     return Manifest(
-        # The digests cover the index, and that the checksums of all images.
+        # The digests cover the indices, and these the checksums of all images.
         dataset_id=xxhash.xxh3_128_hexdigest(content.encode()),
         names=names,
         splits={
@@ -70,6 +70,7 @@ def read_manifest(root: Path) -> Manifest:
         UsageError: there is none.
         MismatchError: it is of another version of the format.
         DataError: it is damaged.
+        StorageError: it cannot be read.
     """
     path = root / MANIFEST_NAME
     if not root.is_dir():
@@ -77,26 +78,45 @@ def read_manifest(root: Path) -> Manifest:
     if not path.is_file():
         raise UsageError(f"{root} is not a packed dataset: it has no {MANIFEST_NAME}; see hvdyolo pack.")
     try:
-        content = json.loads(path.read_text())
-        schema, version = content["schema"], content["version"]
-        if schema == SCHEMA and version != VERSION:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise StorageError(f"cannot read {path}: {error.strerror}.") from None
+    try:
+        content = json.loads(raw)
+        if content["schema"] == SCHEMA and content["version"] != VERSION:
             raise MismatchError(
-                f"{root} is packed in format version {version}, this program reads {VERSION}; pack it again."
+                f"{root} is packed in format version {content['version']}, this program reads {VERSION}; "
+                "pack it again."
             )
         digest = content.pop("digest")
-        if schema != SCHEMA or digest != _digest(content):
+        if content["schema"] != SCHEMA or digest != _digest(content):
             raise ValueError("digest")
-        return Manifest(
-            dataset_id=content["dataset_id"],
-            names=tuple(content["names"]),
-            splits={
-                name: SplitInfo(tuple(ShardRecord(**record) for record in split["shards"]), split["samples"])
-                for name, split in content["splits"].items()
-            },
-            settings=content["settings"],
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return _manifest(content)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise DataError(f"{path} is damaged; restore it or pack the dataset again.") from None
+
+
+def _manifest(content: Mapping[str, Any]) -> Manifest:
+    """Raises what is caught above if anything is not as it is written here."""
+    splits = {}
+    for name, split in content["splits"].items():
+        records = tuple(ShardRecord(**record) for record in split["shards"])
+        for number, record in enumerate(records):
+            # A name, not a path to elsewhere.
+            if record.file != shard_name(name, number, len(records)) or "/" in name:
+                raise ValueError(record.file)
+            counts = (record.samples, record.boxes, record.bytes, record.data_offset, record.data_bytes)
+            if not all(type(count) is int and count >= 0 for count in counts):
+                raise TypeError(record.file)
+            if record.data_offset + record.data_bytes > record.bytes:
+                raise ValueError(record.file)
+        if split["samples"] != sum(record.samples for record in records):
+            raise ValueError(name)
+        splits[name] = SplitInfo(records, split["samples"])
+    names = tuple(content["names"])
+    if not all(isinstance(name, str) for name in names):
+        raise TypeError("names")
+    return Manifest(str(content["dataset_id"]), names, splits, dict(content["settings"]))
 
 
 def _digest(content: Mapping[str, Any]) -> str:

@@ -2,28 +2,56 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from hvdyolo.data.format import DATASETS, SCHEMA, VERSION
+from hvdyolo.data.format import (
+    DATASETS,
+    MOST_ATTRIBUTE_BYTES,
+    NUMBER_ATTRIBUTES,
+    SCHEMA,
+    TEXT_ATTRIBUTES,
+    VERSION,
+)
 from hvdyolo.data.writer import ShardRecord, digest_outside
-from hvdyolo.utils.errors import DataError
+from hvdyolo.utils.errors import DataError, HvdyoloError, StorageError
+
+# Labels are clipped in double precision and stored in single.
+_ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
 class Shard:
-    """What a shard holds besides its images; array layouts are those of docs/shard_format.md."""
+    """What a shard holds besides its images, a read-only array for each column of its index.
+
+    Attributes:
+        starts: (n,) where in the file each image starts.
+        sizes: (n, 2) height, width of the stored image.
+        source_sizes: (n, 2) the same of the image before packing shrank it.
+        labels: (m, 5); those of sample i are rows ``label_ptr[i]`` to ``label_ptr[i + 1]``.
+        names: UTF-8; that of sample i lies between ``name_ptr[i]`` and ``name_ptr[i + 1]``.
+    """
 
     path: Path
-    data_offset: int
-    index: NDArray[np.void]
+    starts: NDArray[np.int64]
+    lengths: NDArray[np.int64]
+    checksums: NDArray[np.uint64]
+    sizes: NDArray[np.int32]
+    source_sizes: NDArray[np.int32]
+    sample_ids: NDArray[np.int64]
     labels: NDArray[np.float32]
     label_flags: NDArray[np.uint8]
     label_ptr: NDArray[np.int64]
     names: bytes
     name_ptr: NDArray[np.int64]
+
+    def name(self, row: int) -> str:
+        """Name of a sample's source file."""
+        raw = self.names[self.name_ptr.item(row) : self.name_ptr.item(row + 1)]
+        return raw.decode(errors="surrogateescape")
 
 
 def read_shard(root: Path, record: ShardRecord, classes: int) -> Shard:
@@ -34,6 +62,7 @@ def read_shard(root: Path, record: ShardRecord, classes: int) -> Shard:
 
     Raises:
         DataError: the file is missing, damaged, or holds what a shard must not.
+        StorageError: it cannot be read for another reason.
     """
     path = root / record.file
     try:
@@ -42,37 +71,52 @@ def read_shard(root: Path, record: ShardRecord, classes: int) -> Shard:
             raise DataError(f"{path} has {size} bytes and should have {record.bytes}; copy it again.")
         if digest_outside(path, record.data_offset, record.data_bytes) != record.digest:
             raise DataError(f"{path} is damaged; copy it again or pack the dataset again.")
-        with h5py.File(path, "r") as file:
-            return _read(file, path, record, classes)
+    except FileNotFoundError:
+        raise DataError(f"{path} is missing; copy it again or pack the dataset again.") from None
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror or error}.") from None
+        raise StorageError(f"cannot read {path}: {error.strerror or error}.") from None
+    try:
+        # Locking fails on many parallel file systems; a finished shard never changes.
+        with h5py.File(path, "r", locking=False) as file:
+            _check_attributes(file, path, record)
+            _check_structure(file, path, record)
+            return _read(file, path, record, classes)
+    except (HvdyoloError, MemoryError):
+        raise
+    except Exception as error:
+        # h5py raises anything, and its messages are the library's own calls.
+        raise DataError(f"{path} is not a shard of this format ({type(error).__name__}).") from error
 
 
-def _read(file: h5py.File, path: Path, record: ShardRecord, classes: int) -> Shard:
-    _check_structure(file, path, record)
-    data: int = file["data"].id.get_offset() or 0  # an empty dataset has no place
-    shard = Shard(
-        path=path,
-        data_offset=data,
-        index=file["index"][()],
-        labels=file["labels"][()],
-        label_flags=file["label_flags"][()],
-        label_ptr=file["label_ptr"][()].astype(np.int64),
-        names=file["names"][()].tobytes(),
-        name_ptr=file["name_ptr"][()].astype(np.int64),
-    )
-    _check_content(shard, record, classes)
-    return shard
+def _check_attributes(file: h5py.File, path: Path, record: ShardRecord) -> None:
+    names = {*TEXT_ATTRIBUTES, *NUMBER_ATTRIBUTES}
+    if set(file.attrs) != names:
+        raise DataError(f"{path} has the attributes {sorted(file.attrs)} and should have {sorted(names)}.")
+    values: dict[str, Any] = {}
+    for name in names:
+        attribute = file.attrs.get_id(name)
+        kind = "S" if name in TEXT_ATTRIBUTES else "i"
+        if (
+            attribute.shape != ()
+            or attribute.dtype.kind != kind
+            or attribute.get_storage_size() > MOST_ATTRIBUTE_BYTES
+        ):
+            raise DataError(f"{path}: the attribute {name} is of another type than it should be.")
+        values[name] = file.attrs[name]
+    wanted = {"schema": SCHEMA.encode(), "version": VERSION, "complete": 1, "samples": record.samples}
+    for name, value in wanted.items():
+        if values[name] != value:
+            raise DataError(f"{path}: {name} is {values[name]} and should be {value}; pack the data again.")
 
 
 def _check_structure(file: h5py.File, path: Path, record: ShardRecord) -> None:
     """Refuse anything but plain contiguous datasets of the known names, types and bounded sizes."""
-    attributes = {name: file.attrs.get(name) for name in ("schema", "version", "complete", "samples")}
-    wanted = {"schema": SCHEMA, "version": VERSION, "complete": 1, "samples": record.samples}
-    if attributes != wanted:
-        raise DataError(f"{path} is not a complete shard of this format; pack the dataset again.")
     if set(file) != set(DATASETS):
         raise DataError(f"{path} holds {sorted(file)} and should hold {sorted(DATASETS)}.")
+    # Links first, of all: following one is what must not happen.
+    for name in DATASETS:
+        if not isinstance(file.get(name, getlink=True), h5py.HardLink):
+            raise DataError(f"{path}: /{name} is a link to somewhere else, which a shard must not hold.")
     shapes = {
         "data": (record.data_bytes,),
         "index": (record.samples,),
@@ -82,39 +126,81 @@ def _check_structure(file: h5py.File, path: Path, record: ShardRecord) -> None:
         "name_ptr": (record.samples + 1,),
     }
     for name, dtype in DATASETS.items():
-        # Links first: following one is what must not happen.
-        if not isinstance(file.get(name, getlink=True), h5py.HardLink):
-            raise DataError(f"{path}: /{name} is a link to somewhere else, which a shard must not hold.")
         dataset = file[name]
-        if not isinstance(dataset, h5py.Dataset) or dataset.dtype != dtype:
-            raise DataError(f"{path}: /{name} has another type than {dtype}.")
+        if not isinstance(dataset, h5py.Dataset):
+            raise DataError(f"{path}: /{name} is not a dataset.")
         properties = dataset.id.get_create_plist()
         if (
-            dataset.is_virtual
+            properties.get_layout() != h5py.h5d.CONTIGUOUS
             or properties.get_external_count()
             or properties.get_nfilters()
-            or properties.get_layout() != h5py.h5d.CONTIGUOUS
         ):
             raise DataError(f"{path}: /{name} is not stored in one plain piece in this file.")
-        if dataset.shape != shapes.get(name, dataset.shape) or dataset.nbytes > record.bytes:
+        if dataset.dtype != dtype:
+            raise DataError(f"{path}: /{name} has another type than {dtype}.")
+        if dataset.shape != shapes.get(name, dataset.shape) or dataset.ndim != (2 if name == "labels" else 1):
             raise DataError(
                 f"{path}: /{name} has the shape {dataset.shape}, which does not fit the manifest."
             )
+        if dataset.nbytes and (dataset.id.get_offset() or record.bytes) + dataset.nbytes > record.bytes:
+            raise DataError(f"{path}: /{name} of {dataset.nbytes} bytes lies outside the file.")
+    if (file["data"].id.get_offset() or 0) != record.data_offset:
+        raise DataError(f"{path}: /data is not where the manifest says.")
 
 
-def _check_content(shard: Shard, record: ShardRecord, classes: int) -> None:
-    ends = shard.index["offset"].astype(np.uint64) + shard.index["length"]
-    sound = (
-        (ends <= record.data_bytes).all()
-        and _is_partition(shard.label_ptr, len(shard.labels))
-        and _is_partition(shard.name_ptr, len(shard.names))
-        and np.isfinite(shard.labels).all()
-        and (shard.labels[:, 0] >= 0).all()
-        and (shard.labels[:, 0] < classes).all()
+def _read(file: h5py.File, path: Path, record: ShardRecord, classes: int) -> Shard:
+    index = file["index"][()]
+    _check_index(index, path, record)
+    shard = Shard(
+        path=path,
+        starts=_column(index["offset"] + np.uint64(record.data_offset), np.int64),
+        lengths=_column(index["length"], np.int64),
+        checksums=_column(index["checksum"], np.uint64),
+        sizes=_column(np.stack([index["height"], index["width"]], 1), np.int32),
+        source_sizes=_column(np.stack([index["source_height"], index["source_width"]], 1), np.int32),
+        sample_ids=_column(index["sample_id"], np.int64),
+        labels=_column(file["labels"][()], np.float32),
+        label_flags=_column(file["label_flags"][()], np.uint8),
+        label_ptr=_column(file["label_ptr"][()], np.int64),
+        names=file["names"][()].tobytes(),
+        name_ptr=_column(file["name_ptr"][()], np.int64),
     )
-    if not sound:
-        raise DataError(f"{shard.path} points outside its own data or has labels out of range.")
+    for what, pointers, total in (
+        ("label_ptr", shard.label_ptr, len(shard.labels)),
+        ("name_ptr", shard.name_ptr, len(shard.names)),
+    ):
+        if pointers[0] != 0 or pointers[-1] != total or (np.diff(pointers) < 0).any():
+            raise DataError(f"{path}: /{what} does not rise from 0 to {total}.")
+    _check_labels(shard, classes)
+    return shard
 
 
-def _is_partition(pointers: NDArray[np.int64], total: int) -> bool:
-    return bool(pointers[0] == 0 and pointers[-1] == total and (np.diff(pointers) >= 0).all())
+def _check_index(index: NDArray[np.void], path: Path, record: ShardRecord) -> None:
+    """Images lie back to back, so a sample can neither hide bytes nor point at another's."""
+    ends = np.cumsum(index["length"], dtype=np.uint64)
+    starts = ends - index["length"]
+    if not np.array_equal(starts, index["offset"]) or (ends[-1:] != record.data_bytes).any():
+        raise DataError(f"{path}: /index does not divide /data into samples.")
+    for name in ("length", "width", "height", "source_width", "source_height"):
+        if (index[name] == 0).any():
+            raise DataError(f"{path}: /index has a sample whose {name} is 0.")
+
+
+def _check_labels(shard: Shard, classes: int) -> None:
+    labels, boxes = shard.labels[:, 0], shard.labels[:, 1:]
+    # Comparisons with what is no number are false.
+    sound = (labels >= 0) & (labels < classes) & (labels == np.floor(labels))
+    sound &= ((boxes >= -_ROUNDING) & (boxes <= 1 + _ROUNDING)).all(1)
+    if not sound.all():
+        row = int(sound.argmin())
+        sample = int(np.searchsorted(shard.label_ptr, row, side="right")) - 1
+        raise DataError(
+            f"{shard.path}: sample {sample} ({shard.name(sample)}) has a label out of range: "
+            f"{shard.labels[row].tolist()} with {classes} classes."
+        )
+
+
+def _column(values: Any, dtype: type[np.generic]) -> NDArray[Any]:
+    column = np.ascontiguousarray(values, dtype=dtype)
+    column.flags.writeable = False  # handed out as views
+    return column

@@ -1,20 +1,32 @@
 """Writing one shard."""
 
+import json
 import os
+import socket
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import h5py
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from hvdyolo.data.format import CODECS, DATA_ALIGNMENT, INDEX_DTYPE, OTHER_CODEC, SCHEMA, VERSION
+from hvdyolo.data.format import (
+    CODECS,
+    DATA_ALIGNMENT,
+    INDEX_DTYPE,
+    MOST_ATTRIBUTE_BYTES,
+    OTHER_CODEC,
+    SCHEMA,
+    VERSION,
+)
+from hvdyolo.utils.errors import UsageError
 from hvdyolo.utils.files import storage_errors, sync_directory
 
-_WRITE_BYTES = 8 << 20
-_DIGEST_BYTES = 8 << 20
+_BLOCK_BYTES = 8 << 20
 
 
 @dataclass(frozen=True)
@@ -47,6 +59,8 @@ class ShardRecord:
     """What the manifest says about a shard.
 
     Attributes:
+        bytes: size of the file.
+        data_offset, data_bytes: where ``/data`` lies in it.
         digest: xxh3-128 of all bytes outside ``/data``, hexadecimal.
     """
 
@@ -59,6 +73,22 @@ class ShardRecord:
     digest: str
 
 
+@dataclass(frozen=True)
+class ShardDescription:
+    """What a shard says of itself beside its samples; kept in its attributes.
+
+    Attributes:
+        number: of the shard in its split, from 0.
+        names: class names.
+        settings: how it was packed.
+    """
+
+    split: str
+    number: int
+    names: tuple[str, ...]
+    settings: Mapping[str, Any]
+
+
 @dataclass
 class ShardWriter:
     """Collects samples and writes them as one file when its ``with`` block ends well.
@@ -68,14 +98,15 @@ class ShardWriter:
 
     Attributes:
         path: of the shard.
-        attributes: of the file: split, number, class names, packing settings.
+        scratch: folder of the unfinished file, on the same file system.
         record: what the manifest needs to know; set when the file is written.
     """
 
     path: Path
-    attributes: dict[str, str | int]
-    samples: list[Sample] = field(default_factory=list)
+    description: ShardDescription
+    scratch: Path
     record: ShardRecord | None = None
+    samples: list[Sample] = field(default_factory=list)
 
     def add(self, sample: Sample) -> None:
         """Append a sample."""
@@ -94,41 +125,44 @@ class ShardWriter:
             self._write()
 
     def _write(self) -> None:
-        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
+        temporary = self.scratch / f"{self.path.name}.{socket.gethostname()}.{os.getpid()}.tmp"
         with storage_errors(self.path):
             try:
                 offset = self._write_structure(temporary)
-                self._write_data(temporary, offset)
-                data_bytes = sum(len(sample.encoded) for sample in self.samples)
-                self.record = ShardRecord(
-                    file=self.path.name,
-                    samples=len(self.samples),
-                    boxes=sum(len(sample.labels) for sample in self.samples),
-                    bytes=temporary.stat().st_size,
-                    data_offset=offset,
-                    data_bytes=data_bytes,
-                    digest=digest_outside(temporary, offset, data_bytes),
-                )
+                _write_blocks(temporary, offset, [sample.encoded for sample in self.samples])
+                record = self._record(temporary, offset)
                 os.replace(temporary, self.path)
             finally:
                 temporary.unlink(missing_ok=True)
             sync_directory(self.path.parent)
+        self.record = record
+
+    def _record(self, path: Path, offset: int) -> ShardRecord:
+        data_bytes = sum(len(sample.encoded) for sample in self.samples)
+        return ShardRecord(
+            file=self.path.name,
+            samples=len(self.samples),
+            boxes=sum(len(sample.labels) for sample in self.samples),
+            bytes=path.stat().st_size,
+            data_offset=offset,
+            data_bytes=data_bytes,
+            digest=digest_outside(path, offset, data_bytes),
+        )
 
     def _write_structure(self, path: Path) -> int:
         """Create the file with everything but the images; returns where ``/data`` starts."""
-        # Not 'latest': what HDF5 2.0 writes by it, 1.14 cannot read.
+        data_bytes = sum(len(sample.encoded) for sample in self.samples)
         with h5py.File(
             path,
             "w",
+            # Not 'latest': what HDF5 2.0 writes by it, 1.14 cannot read.
             libver=("v110", "v110"),
-            alignment_threshold=DATA_ALIGNMENT,
+            # Only /data is to be aligned, and it is nearly always the largest by far.
+            alignment_threshold=min(max(data_bytes, 1), DATA_ALIGNMENT),
             alignment_interval=DATA_ALIGNMENT,
+            locking=False,  # many parallel file systems have none, and the name is this writer's own
         ) as file:
-            for name, value in sorted(self.attributes.items()):
-                file.attrs[name] = value
-            file.attrs["schema"] = SCHEMA
-            file.attrs["version"] = VERSION
-            file.attrs["samples"] = len(self.samples)
+            self._write_attributes(file)
             file.create_dataset("index", data=self._index())
             labels = [sample.labels for sample in self.samples]
             file.create_dataset(
@@ -137,12 +171,32 @@ class ShardWriter:
             flags = [sample.flags for sample in self.samples]
             file.create_dataset("label_flags", data=np.concatenate([np.zeros(0, "u1"), *flags]))
             file.create_dataset("label_ptr", data=_pointers([len(rows) for rows in labels]))
-            names = [sample.name.encode() for sample in self.samples]
+            names = [sample.name.encode(errors="surrogateescape") for sample in self.samples]
             file.create_dataset("names", data=np.frombuffer(b"".join(names), dtype="u1"))
             file.create_dataset("name_ptr", data=_pointers([len(name) for name in names]))
-            offset = _reserve_data(file, sum(len(sample.encoded) for sample in self.samples))
-            file.attrs["complete"] = 1
-        return offset
+            return _reserve_data(file, data_bytes)
+
+    def _write_attributes(self, file: h5py.File) -> None:
+        texts = {
+            "schema": SCHEMA,
+            "split": self.description.split,
+            "names": json.dumps(list(self.description.names)),
+            "settings": json.dumps(dict(self.description.settings), sort_keys=True),
+        }
+        numbers = {
+            "version": VERSION,
+            "shard": self.description.number,
+            "samples": len(self.samples),
+            "complete": 1,
+        }
+        for name, text in texts.items():
+            raw = text.encode()
+            if len(raw) >= MOST_ATTRIBUTE_BYTES // 2:
+                raise UsageError(f"The {name} take {len(raw)} bytes, which is more than a shard can hold.")
+            # Of fixed length: what has a variable one lies in a heap, and damage to it goes unnoticed.
+            file.attrs.create(name, np.bytes_(raw))
+        for name, number in numbers.items():
+            file.attrs.create(name, np.int64(number))
 
     def _index(self) -> NDArray[np.void]:
         index = np.zeros(len(self.samples), dtype=INDEX_DTYPE)
@@ -158,24 +212,47 @@ class ShardWriter:
             offset += len(sample.encoded)
         return index
 
-    def _write_data(self, path: Path, offset: int) -> None:
-        with open(path, "rb+", buffering=_WRITE_BYTES) as stream:
-            stream.seek(offset)
-            for sample in self.samples:
-                stream.write(sample.encoded)
-            stream.flush()
-            os.fsync(stream.fileno())
-
 
 def digest_outside(path: Path, data_offset: int, data_bytes: int) -> str:
     """xxh3-128 of a file's bytes before and after ``/data``, hexadecimal."""
     digest = xxhash.xxh3_128()
     with open(path, "rb") as stream:
-        digest.update(stream.read(data_offset))
+        remaining = data_offset
+        while remaining and (block := stream.read(min(remaining, _BLOCK_BYTES))):
+            digest.update(block)
+            remaining -= len(block)
         stream.seek(data_offset + data_bytes)
-        while block := stream.read(_DIGEST_BYTES):
+        while block := stream.read(_BLOCK_BYTES):
             digest.update(block)
     return digest.hexdigest()
+
+
+def _write_blocks(path: Path, offset: int, pieces: Sequence[bytes]) -> None:
+    """Write pieces back to back from ``offset`` on, in large blocks, and sync the file."""
+    descriptor = os.open(path, os.O_WRONLY)
+    try:
+        waiting: list[bytes | memoryview] = []
+        size = 0
+        for piece in pieces:
+            waiting.append(piece)
+            size += len(piece)
+            if size >= _BLOCK_BYTES:
+                joined = memoryview(b"".join(waiting))
+                whole = size - size % _BLOCK_BYTES
+                offset = _write_all(descriptor, joined[:whole], offset)
+                waiting, size = [joined[whole:]], size - whole
+        _write_all(descriptor, memoryview(b"".join(waiting)), offset)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _write_all(descriptor: int, block: memoryview, offset: int) -> int:
+    """Write ``block`` at ``offset``; returns where it ends."""
+    while block:
+        written = os.pwrite(descriptor, block, offset)
+        block, offset = block[written:], offset + written
+    return offset
 
 
 def _pointers(lengths: list[int]) -> NDArray[np.uint64]:
@@ -184,13 +261,12 @@ def _pointers(lengths: list[int]) -> NDArray[np.uint64]:
 
 
 def _reserve_data(file: h5py.File, size: int) -> int:
+    """Create ``/data`` without writing it; returns where it starts, 0 if it is empty."""
     properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     properties.set_layout(h5py.h5d.CONTIGUOUS)
     properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     properties.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
     properties.set_obj_track_times(False)  # times would make equal packings differ
     space = h5py.h5s.create_simple((size,))
-    dataset = h5py.h5d.create(file.id, b"data", h5py.h5t.NATIVE_UINT8, space, properties)
-    offset: int | None = dataset.get_offset()
-    assert offset is not None
-    return offset
+    dataset = h5py.h5d.create(file.id, b"data", h5py.h5t.STD_U8LE, space, properties)
+    return dataset.get_offset() or 0

@@ -12,6 +12,7 @@ from hvdyolo.engine.parts import Found, Parts
 from hvdyolo.utils.files import make_directory, storage_errors
 
 PICTURES_DIRECTORY = "pictures"
+_STEM_LENGTH = 60
 
 
 def draw_pictures(work: DetectionWork, parts: Parts, count: int) -> list[Path]:
@@ -29,7 +30,9 @@ def draw_pictures(work: DetectionWork, parts: Parts, count: int) -> list[Path]:
             break
         for record in parts.records(chunk):
             if record.id < count and isinstance(record, Found):
-                path = directory / f"{record.id:06d}-{PurePosixPath(record.image).stem}.jpg"
+                # Short enough for any file system, whatever the image is called.
+                stem = PurePosixPath(record.image).stem[:_STEM_LENGTH]
+                path = directory / f"{record.id:06d}-{stem}.jpg"
                 if path.exists() or _draw(work, record, path):
                     paths.append(path)
     return paths
@@ -44,6 +47,8 @@ def _draw(work: DetectionWork, record: Found, path: Path) -> bool:
         return False
     height, width = image.shape[:2]
     boxes = np.array(record.boxes_xyxy, dtype=np.float32).reshape(-1, 4)
+    # Under another name first: a picture cut short by a kill would never be drawn again.
+    temporary = path.with_name(f".{path.name}")
     with storage_errors(path):
         draw_detections(
             image,
@@ -51,6 +56,7 @@ def _draw(work: DetectionWork, record: Found, path: Path) -> bool:
             np.array(record.labels, dtype=np.int64),
             np.array(record.scores, dtype=np.float32),
             work.plan.class_names,
-            path,
+            temporary,
         )
+        temporary.replace(path)
     return True

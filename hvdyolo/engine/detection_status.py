@@ -75,3 +75,16 @@ def count_parts(parts: Parts) -> DetectionTotals:
         boxes=sum(part.boxes for part in totals),
         errors=sum(part.errors for part in totals),
     )
+
+
+def check_parts(parts: Parts, plan: Plan) -> DetectionTotals:
+    """Read every record of every part.
+
+    Raises:
+        DataError: a part is missing or damaged.
+    """
+    parts.check_complete()
+    for chunk in range(plan.chunks):
+        for _ in parts.records(chunk):
+            pass
+    return count_parts(parts)

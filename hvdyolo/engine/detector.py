@@ -111,8 +111,9 @@ class Detector:
         self.batch = batch
         self.max_pixels = max_pixels
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self._model = fuse_batch_norms(model).to(self.device).eval()
         # Unlike in training nothing asks for contiguous weights here, and these are the faster ones.
-        self._model = fuse_batch_norms(model).to(self.device, memory_format=torch.channels_last).eval()
+        self._model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in its stubs
 
     def __call__(self, images: Image | Sequence[Image]) -> list[ImageDetections]:
         """Find objects on images, given as files or as (height, width, 3) RGB arrays.

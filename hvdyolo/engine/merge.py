@@ -43,12 +43,7 @@ def merge_detections(out: Path, format: str) -> Path:  # noqa: A002 - as the opt
         raise UsageError(f"--format takes {', '.join(_FORMATS)}, not '{format}'{hint}.")
     plan = read_plan(out)
     parts = Parts(out, plan)
-    missing = sorted(set(range(plan.chunks)) - parts.finished())
-    if missing:
-        raise DataError(
-            f"{out} is not finished: {len(missing)} of {plan.chunks} parts are missing, "
-            f"{parts.path(missing[0]).name} first; run the same hvdyolo detect again."
-        )
+    parts.check_complete()
     name, write = _FORMATS[format]
     path = make_directory(out / MERGED_DIRECTORY) / name
     write(path, plan, parts)

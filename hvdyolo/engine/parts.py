@@ -86,6 +86,18 @@ class Parts:
         """Chunks whose part is there, by one listing of the directory."""
         return {int(path.stem.removeprefix("part-")) for path in self.directory.glob("part-*.jsonl")}
 
+    def check_complete(self) -> None:
+        """Raises:
+        DataError: a part is missing.
+        """
+        chunks = self._plan.chunks
+        missing = sorted(set(range(chunks)) - self.finished())
+        if missing:
+            raise DataError(
+                f"{self.directory} lacks {len(missing)} of {chunks} parts, "
+                f"{self.path(missing[0]).name} first; run the same hvdyolo detect again."
+            )
+
     def commit(self, chunk: int, records: Sequence[Record]) -> bool:
         """Write the part of ``chunk``; false if another was there first, which stands.
 

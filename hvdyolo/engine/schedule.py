@@ -9,8 +9,6 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
-
 from hvdyolo.config import OptimizerConfig
 
 
@@ -87,10 +85,11 @@ class TrainingSchedule:
         )
 
     def _accumulation_at(self, batch: int) -> int:
-        ramp = np.interp(
-            batch, [0, max(self.warmup_batches, 1)], [1, self.settings.nominal_batch / self.batch]
-        )
-        return max(round(float(ramp)), 1)
+        """Batches a step when it ends at ``batch`` of the run: ramps up with the learning rate."""
+        if batch >= self.warmup_batches:
+            return self.accumulation
+        share = batch / self.warmup_batches
+        return max(round(1 + share * (self.settings.nominal_batch / self.batch - 1)), 1)
 
     def _decline(self, epoch: int) -> float:
         """Factor of the learning rate in ``epoch``: 1 at the first, towards ``lr_final``."""

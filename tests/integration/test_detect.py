@@ -159,7 +159,8 @@ def test_broken_images_are_recorded_and_counted(
 ) -> None:
     source = tmp_path / "source"
     shutil.copytree(photos / "day0", source)
-    (source / "cut.jpg").write_bytes((source / "00.jpg").read_bytes()[:400])
+    whole = (source / "00.jpg").read_bytes()
+    (source / "cut.jpg").write_bytes(whole[: len(whole) * 2 // 3])
     (source / "empty.jpg").write_bytes(b"")
     (source / "text.jpg").write_text("not an image")
     (source / "gone.jpg").symlink_to("nowhere")

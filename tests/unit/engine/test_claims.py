@@ -1,7 +1,6 @@
 """One holder a chunk; the dead and the silent lose theirs."""
 
 import json
-import os
 import subprocess
 import sys
 import threading
@@ -160,11 +159,3 @@ def test_a_claim_that_cannot_be_written_is_an_error(tmp_path: Path, kind: str) -
         directory.write_text("")
     with pytest.raises(StorageError, match="claims"):
         Claims(directory, 60).take(0)
-
-
-def test_a_stopped_process_is_not_dead(tmp_path: Path) -> None:
-    assert not ProcessIdentity.current().is_known_dead()
-    assert not ELSEWHERE.is_known_dead()
-    parent = os.getppid()
-    assert not replace(ProcessIdentity.current(), pid=parent, machine="elsewhere").is_known_dead()
-    assert replace(ProcessIdentity.current(), pid=parent).is_known_dead()  # other start time

@@ -174,7 +174,7 @@ def test_a_damaged_part_leaves_the_merged_file_as_it_was(out: Path, kind: str) -
 
 def test_unfinished_is_said(out: Path) -> None:
     (out / "parts/part-00000000.jsonl").unlink()
-    with pytest.raises(DataError, match=r"1 of 2 parts are missing, part-00000000\.jsonl first"):
+    with pytest.raises(DataError, match=r"lacks 1 of 2 parts, part-00000000\.jsonl first"):
         merge_detections(out, "coco")
     assert not (out / "merged").exists()
 

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from hvdyolo.engine.detection_plan import Plan
 from hvdyolo.engine.parts import Failed, Found, Parts, PartTotals, Record
-from hvdyolo.utils.create_once import create_once
 from hvdyolo.utils.errors import DataError, StorageError
 
 PLAN = Plan(
@@ -105,16 +104,6 @@ def test_a_failed_commit_leaves_nothing(parts: Parts, monkeypatch: pytest.Monkey
     assert list(parts.directory.iterdir()) == []
 
 
-def test_commit_where_there_are_no_hard_links(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_links(source: Path, target: Path) -> None:
-        raise PermissionError(errno.EPERM, "Operation not permitted")
-
-    monkeypatch.setattr(os, "link", no_links)
-    assert parts.commit(2, [found(4)])
-    assert not parts.commit(2, [failed(4)])
-    assert list(parts.records(2)) == [found(4)]
-
-
 def test_leftovers_are_no_parts(parts: Parts) -> None:
     leftover = parts.directory / ".part-00000001.jsonl.host.1.2.tmp"
     leftover.write_text("half")
@@ -122,19 +111,6 @@ def test_leftovers_are_no_parts(parts: Parts) -> None:
     parts.commit(0, [found(0), found(1)])
     parts.remove_leftovers()
     assert [path.name for path in parts.directory.iterdir()] == ["part-00000000.jsonl"]
-
-
-def test_losing_the_temporary_file_to_a_tidier_is_a_lost_race(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def tidied(source: Path, target: Path) -> None:
-        Path(source).unlink()
-        Path(target).write_text("theirs")
-        raise FileNotFoundError(errno.ENOENT, "No such file or directory")
-
-    monkeypatch.setattr(os, "link", tidied)
-    assert not create_once(tmp_path / "file", "mine")
-    assert (tmp_path / "file").read_text() == "theirs"
 
 
 @given(position=st.integers(0, 10_000), bit=st.integers(0, 7))

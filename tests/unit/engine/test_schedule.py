@@ -38,6 +38,10 @@ def test_accumulation_ramps_over_warmup() -> None:
     assert starts == {1: 0, 2: 17, 3: 51, 4: 84}
 
 
+def test_without_warmup_the_first_step_is_whole() -> None:
+    assert next(schedule(warmup_epochs=0.0).steps(0)) == StepRange(0, 0, 4)
+
+
 def test_the_last_step_of_an_epoch_takes_what_is_left() -> None:
     steps = list(schedule(batches=13, warmup_epochs=0.0).steps(4))
     assert steps == [
