@@ -2,7 +2,8 @@
 
 import sys
 
-from hvdyolo.cli import main
-
 if __name__ == "__main__":
+    del sys.path[0]  # this folder, whose inspect.py would stand in for the standard library's
+    from hvdyolo.cli import main
+
     sys.exit(main(["pack", *sys.argv[1:]]))

@@ -189,6 +189,8 @@ class WatchdogConfig:
 
     timeout: float = 600.0
     """Seconds without progress of a rank that end the job."""
+    start_timeout: float = 600.0
+    """Seconds in which ranks must have found each other; a cold file system delays the first imports."""
     lock_expiry: float = 60.0
     """Seconds after which the lock of another host, its counter standing still, belongs to nobody."""
 

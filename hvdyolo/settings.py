@@ -53,6 +53,7 @@ _RULES: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
     ("distributed.cycle_time", "above 0", lambda v: v is None or v > 0),
     ("distributed.threads", "at least 1", lambda v: v is None or v >= 1),
     ("watchdog.timeout", "above 0", lambda v: v > 0),
+    ("watchdog.start_timeout", "above 0", lambda v: v > 0),
     ("watchdog.lock_expiry", "above 0", lambda v: v > 0),
 )
 

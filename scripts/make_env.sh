@@ -132,10 +132,10 @@ why_start_anew() {
     printf 'its Python does not run any more'
   elif ! python_fits "$VENV/bin/python"; then
     printf 'its Python is not 3.10, 3.11 or 3.12'
-  elif ! "$VENV/bin/python" -m pip --version >/dev/null 2>&1; then
-    printf 'its pip does not run'
   elif ! grep -qF "$VENV" "$VENV/bin/activate" 2>/dev/null; then
     printf 'it was made for another folder, and its programs name that one'
+  elif ! "$VENV/bin/python" -m pip --version >/dev/null 2>&1; then
+    printf 'its pip does not run'
   elif [[ -n ${PYTHON:-} && $(base_of "$PYTHON") != "$(base_of "$VENV/bin/python")" ]]; then
     printf 'PYTHON asks for another interpreter'
   elif [[ -e $STAMP ]]; then

@@ -47,6 +47,8 @@ add_horovod() {
 }
 
 add_hvdyolo() {
+  # Left by an earlier build, it would bring back files that are gone.
+  rm -rf "$ROOT/build"
   watched "hvdyolo" "$LOG" run_pip "$VENV/bin/python" wheel --no-deps --no-build-isolation --wheel-dir "$OUT" "$ROOT" ||
     explain_failure "hvdyolo's own wheel could not be built" "$LOG"
 }

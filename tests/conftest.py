@@ -1,41 +1,44 @@
-"""Datasets that tests share."""
+"""Datasets that several tests read."""
 
 import os
 from pathlib import Path
 
 import pytest
 
-from hvdyolo.data.pack import PackSettings, pack
-from hvdyolo.data.sources.voc import VocSource
-from hvdyolo.data.sources.yolo import YoloSource
+from hvdyolo.data.pack import main as pack
 from hvdyolo.data.synth import write_dataset
 
-ROOT = Path(__file__).resolve().parents[1]
+REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="session")
 def bccd() -> Path:
-    """The BCCD photographs, a VOC folder."""
-    data = Path(os.environ.get("HVDYOLO_TEST_DATA", ROOT.parent / "shared" / "data"))
-    path = data / "bccd"
-    if not path.is_dir():
-        pytest.skip(f"no BCCD photographs at {path}; set HVDYOLO_TEST_DATA to the folder that holds bccd/")
-    return path
+    """The BCCD photographs, as their VOC folder."""
+    folder = Path(os.environ.get("HVDYOLO_TEST_DATA", REPOSITORY / ".." / "shared" / "data")) / "bccd"
+    if not (folder / "JPEGImages").is_dir():
+        pytest.skip(f"no BCCD photographs in {folder}; HVDYOLO_TEST_DATA names the folder that holds bccd")
+    return folder.resolve()
 
 
 @pytest.fixture(scope="session")
 def packed_bccd(bccd: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All of BCCD, packed."""
-    out = tmp_path_factory.mktemp("packed") / "bccd"
-    pack(VocSource(bccd), out, PackSettings(), workers=2)
+    """All of BCCD, packed; not to be changed."""
+    out = tmp_path_factory.mktemp("bccd") / "packed"
+    assert pack(["--source", "voc", "--root", str(bccd), "--out", str(out)]) == 0
     return out
 
 
 @pytest.fixture(scope="session")
-def synthetic(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """40 drawn training images of 4 classes and 32 for validation, packed."""
-    source = tmp_path_factory.mktemp("drawn") / "source"
-    write_dataset(source, images=40, classes=4, seed=0)
-    out = tmp_path_factory.mktemp("packed") / "synthetic"
-    pack(YoloSource(source), out, PackSettings(), workers=2)
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """40 training and 32 validation pictures of 4 classes, in YOLO's layout; not to be changed."""
+    out = tmp_path_factory.mktemp("drawn") / "source"
+    write_dataset(out, images=40, classes=4, seed=0)
+    return out
+
+
+@pytest.fixture(scope="session")
+def synthetic(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``drawn``, packed into one shard a split; not to be changed."""
+    out = tmp_path_factory.mktemp("synthetic") / "packed"
+    assert pack(["--source", "yolo", "--root", str(drawn), "--out", str(out)]) == 0
     return out

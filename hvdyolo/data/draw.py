@@ -23,13 +23,10 @@ def draw_detections(
     names: Sequence[str],
     path: Path,
 ) -> None:
-    """Save ``image`` with its boxes.
+    """Save ``image``, (H, W, 3) RGB, with its boxes.
 
-    Args:
-        image: (H, W, 3) RGB.
-        boxes_xyxy: (n, 4) in pixels.
-        labels: (n,) class numbers.
-        scores: (n,) or ``None`` for true boxes.
+    ``boxes_xyxy`` (n, 4) are in pixels, ``labels`` (n,) are class numbers, and ``scores`` (n,) are ``None``
+    for true boxes.
 
     Raises:
         StorageError: it cannot be written.

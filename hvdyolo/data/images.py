@@ -141,6 +141,8 @@ def _load(image: Image.Image, max_pixels: int) -> None:
         raise ImageTooLargeError(
             f"has {image.width} x {image.height} pixels, more than the limit of {max_pixels}"
         )
+    if image.mode in ("I", "F"):
+        raise DataError("has pixels of 32 bits, and nothing says which of them is white; convert it")
     try:
         image.load()
     except MemoryError:
@@ -160,18 +162,12 @@ def _header(image: Image.Image) -> ImageHeader:
 
 
 def _rgb(image: Image.Image) -> Pixels:
-    """Pixels of a loaded image; transparency is dropped, 16-bit greys keep their upper 8 bits.
-
-    Raises:
-        DataError: the pixels have no known black and white.
-    """
+    """Pixels of a loaded image; transparency is dropped, 16-bit greys keep their upper 8 bits."""
     if image.mode == "RGB":
         return np.asarray(image)  # convert would copy once more
     if image.mode.startswith("I;16"):
         grey = (np.asarray(image) >> 8).astype(np.uint8)
         return np.repeat(grey[..., None], 3, axis=2)
-    if image.mode in ("I", "F"):
-        raise DataError("has pixels of 32 bits, and nothing says which of them is white; convert it")
     if "transparency" in image.info:
         image = image.convert("RGBA")  # otherwise Pillow warns for some palettes
     return np.asarray(image.convert("RGB"))

@@ -1,51 +1,25 @@
 """Checking labels as they are packed, and a report that an annotator can act on."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hvdyolo.data.findings import LOSSES, MEANINGS, Finding
 from hvdyolo.data.sources.source import SourceBox, SourceImage
 from hvdyolo.utils.files import write_atomically, write_json
 
+REPORT_NAME = "lint.txt"
+
 _TINY_PIXELS = 2.0
-_LEAST_CLIP_PIXELS = 0.5  # below it, rounding of the annotation tool
+_LEAST_CLIP_PIXELS = 0.05  # below it, the six decimals that labels are commonly written with
+_KEPT = ("", "clipped", "tiny")
 
-MEANINGS = {
-    "degenerate": "boxes without width or height, left out",
-    "outside": "boxes wholly outside their image, left out",
-    "duplicate": "boxes that repeat another of the same class, left out",
-    "clipped": "boxes that crossed the border, clipped to it",
-    "tiny": f"boxes under {_TINY_PIXELS:g} pixels, kept",
-    "rotated": "images turned as their EXIF orientation says, and encoded again",
-    "unreadable": "images that cannot be decoded, left out",
-    "unlabelled": "images without boxes, kept as background",
-}
-"""Kinds of findings, in the order of the report."""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """Something an annotator may want to look at.
-
-    Attributes:
-        kind: a key of :data:`MEANINGS`.
-        file: the annotation file, or the image where it is about that.
-        line: in the annotation file; 0 where that means nothing.
-    """
-
-    kind: str
-    file: str
-    line: int
-    detail: str
-
-    def __str__(self) -> str:
-        place = f"{self.file}:{self.line}" if self.line else self.file
-        return f"{place}: {self.kind}: {self.detail}"
+BoxCounts = Mapping[str, Mapping[str, int]]
+"""Number of boxes by split and class name."""
 
 
 def check_boxes(
@@ -58,24 +32,26 @@ def check_boxes(
     Returns:
         (n, 5) labels class, cx, cy, w, h in 0..1; (n,) flags; findings.
     """
-    rows: list[tuple[float, ...]] = []
-    flags: list[int] = []
+    rows: dict[tuple[float, ...], SourceBox] = {}
     findings = []
     for box in boxes:
         corners, kind, detail = _check(box, width, height)
         x1, y1, x2, y2 = corners
         row = (box.label, (x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1)
-        if kind in ("", "clipped", "tiny") and row in rows:
-            kind, detail = "duplicate", f"repeats row {rows.index(row) + 1} of the image"
+        if kind in _KEPT and row in rows:
+            first = rows[row]
+            kind, detail = "duplicate", f"of line {first.line}" if first.line else f"of {first.note}"
         if kind:
+            detail = f"{box.note}: {detail}" if box.note else detail
             findings.append(Finding(kind, str(image.annotation), box.line, detail))
-        if kind in ("", "clipped", "tiny"):
-            rows.append(row)
-            flags.append(box.flags)
-    if not rows:
+        if kind in _KEPT:
+            rows[row] = box
+    if image.annotation is None:
+        findings.append(Finding("missing", str(image.path), 0, "no label file"))
+    elif not rows:
         findings.append(Finding("unlabelled", str(image.path), 0, "no boxes"))
-    labels = np.array(rows, dtype=np.float32).reshape(-1, 5)
-    return labels, np.array(flags, dtype=np.uint8), findings
+    labels = np.array(list(rows), dtype=np.float32).reshape(-1, 5)
+    return labels, np.array([box.flags for box in rows.values()], dtype=np.uint8), findings
 
 
 def _check(box: SourceBox, width: int, height: int) -> tuple[tuple[float, float, float, float], str, str]:
@@ -88,49 +64,68 @@ def _check(box: SourceBox, width: int, height: int) -> tuple[tuple[float, float,
     )
     if not (box.width > 0 and box.height > 0 and np.isfinite(corners).all()):
         return corners, "degenerate", f"{box.width * width:.1f} x {box.height * height:.1f} pixels"
-    clipped = tuple(min(max(value, 0.0), 1.0) for value in corners)
-    x1, y1, x2, y2 = clipped
+    x1, y1, x2, y2 = clipped = (_clip(corners[0]), _clip(corners[1]), _clip(corners[2]), _clip(corners[3]))
     if x2 <= x1 or y2 <= y1:
         return corners, "outside", f"centre at {box.cx * width:.1f}, {box.cy * height:.1f} pixels"
     sides = (width, height, width, height)
     beyond = max(abs(a - b) * side for a, b, side in zip(corners, clipped, sides, strict=True))
     if beyond > _LEAST_CLIP_PIXELS:
-        return (x1, y1, x2, y2), "clipped", f"by {beyond:.1f} pixels"
+        return clipped, "clipped", f"by {beyond:.1f} pixels"
     shorter = min((x2 - x1) * width, (y2 - y1) * height)
     if shorter < _TINY_PIXELS:
-        return (x1, y1, x2, y2), "tiny", f"{shorter:.1f} pixels"
-    return (x1, y1, x2, y2), "", ""
+        return clipped, "tiny", f"{shorter:.1f} pixels"
+    return clipped, "", ""
 
 
-def write_report(out: Path, findings: Sequence[Finding], boxes_by_class: dict[str, dict[str, int]]) -> None:
-    """Write ``lint.json`` and ``lint.txt`` into ``out``.
+def _clip(value: float) -> float:
+    return min(max(value, 0.0), 1.0)
 
-    Args:
-        boxes_by_class: number of boxes, by split and class name.
-    """
-    report: dict[str, Any] = {
-        "counts": dict(_counts(findings)),
-        "boxes": boxes_by_class,
-        "findings": [asdict(finding) for finding in findings],
-    }
-    write_json(out / "lint.json", report)
-    write_atomically(out / "lint.txt", "".join(f"{finding}\n" for finding in findings))
+
+def write_report(out: Path, findings: Sequence[Finding], images: Mapping[str, int], boxes: BoxCounts) -> None:
+    """Write ``lint.json`` and ``lint.txt`` into ``out``; ``images`` is their number by split."""
+    write_json(
+        out / "lint.json",
+        {
+            "counts": dict(_counts(findings)),
+            "images": dict(images),
+            "boxes": boxes,
+            "findings": [asdict(finding) for finding in findings],
+        },
+    )
+    lines = ["Boxes by class", "", *_histogram(images, boxes), ""]
+    for kind, count in _counts(findings):
+        lines += [f"{kind}: {count} {MEANINGS[kind]}", ""]
+        lines += [f"  {finding}" for finding in findings if finding.kind == kind]
+        lines.append("")
+    if not findings:
+        lines.append("Nothing found.")
+    write_atomically(out / REPORT_NAME, "\n".join(lines).rstrip() + "\n")
 
 
 def summary(findings: Sequence[Finding], most: int = 10) -> list[str]:
-    """Lines for people: how many of each kind, and the first of those that lost something."""
+    """Lines for people: how many of each kind, and the first of those by which something was lost."""
     lines = [f"  {count:6d}  {MEANINGS[kind]}" for kind, count in _counts(findings)]
-    lost = [
-        finding
-        for finding in findings
-        if finding.kind in ("degenerate", "outside", "duplicate", "unreadable")
-    ]
+    lines = lines or ["  nothing found"]
+    lost = [finding for finding in findings if finding.kind in LOSSES]
     lines += [f"  {finding}" for finding in lost[:most]]
     if len(lost) > most:
-        lines.append(f"  … and {len(lost) - most} more in lint.txt")
+        lines.append(f"  … and {len(lost) - most} more in {REPORT_NAME}")
     return lines
 
 
 def _counts(findings: Iterable[Finding]) -> list[tuple[str, int]]:
     counts = Counter(finding.kind for finding in findings)
     return [(kind, counts[kind]) for kind in MEANINGS if counts[kind]]
+
+
+def _histogram(images: Mapping[str, int], boxes: BoxCounts) -> list[str]:
+    """A row for each class, a column for each split."""
+    names = list(next(iter(boxes.values())))
+    width = max(len(name) for name in [*names, "images"])
+    rows = [
+        ("", *boxes),
+        *((name, *(str(boxes[split][name]) for split in boxes)) for name in names),
+        ("all", *(str(sum(boxes[split].values())) for split in boxes)),
+        ("images", *(str(images[split]) for split in boxes)),
+    ]
+    return [f"  {row[0]:{width}}" + "".join(f"{cell:>12}" for cell in row[1:]) for row in rows]

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from xxhash import xxh3_64_intdigest
 
 from hvdyolo.data.manifest import read_manifest
-from hvdyolo.data.shard import Shard, read_shard
+from hvdyolo.data.shard import read_shard
 from hvdyolo.utils.errors import DataError, StorageError, UsageError
 
 _MOST_OPEN_FILES = 64
@@ -74,7 +74,7 @@ class PackedSplit:
         if len(encoded) != length or (
             self._verify and xxh3_64_intdigest(encoded) != shard.checksums.item(row)
         ):
-            raise DataError(f"{shard.path}: sample {row} ({shard.name(row)}) is damaged; copy the shard again.")
+            raise DataError(f"{shard.describe(row)} is damaged; copy the shard again.")
         return encoded
 
     def labels(self, index: int) -> NDArray[np.float32]:

@@ -53,6 +53,10 @@ class Shard:
         raw = self.names[self.name_ptr.item(row) : self.name_ptr.item(row + 1)]
         return raw.decode(errors="surrogateescape")
 
+    def describe(self, row: int) -> str:
+        """Which sample it is, for messages."""
+        return f"{self.path}: sample {row} ({self.name(row)})"
+
 
 def read_shard(root: Path, record: ShardRecord, classes: int) -> Shard:
     """Open, check, read and close.
@@ -195,7 +199,7 @@ def _check_labels(shard: Shard, classes: int) -> None:
         row = int(sound.argmin())
         sample = int(np.searchsorted(shard.label_ptr, row, side="right")) - 1
         raise DataError(
-            f"{shard.path}: sample {sample} ({shard.name(sample)}) has a label out of range: "
+            f"{shard.describe(sample)} has a label out of range: "
             f"{shard.labels[row].tolist()} with {classes} classes."
         )
 

@@ -9,6 +9,7 @@ import argparse
 import math
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
@@ -27,6 +28,8 @@ SIZE = 320
 _SMALLEST, _LARGEST = 0.08, 0.60  # longer side of a shape, as a fraction of the picture
 _MOST_SHAPES = 6
 _LEAST_VISIBLE = 0.65  # a shape that hides more of an earlier one is placed elsewhere
+_TRIES = 5
+_LEAST_CONTRAST = 40  # of a shape's colour to what is under it, in the channel where it is largest
 _SMOOTHING = 3  # masks are drawn this much larger and shrunk: smooth edges
 _QUALITY = 92
 _LEAST_VALIDATION = 32
@@ -96,33 +99,67 @@ def write_dataset(out: Path, images: int, classes: int, seed: int) -> None:
 
 
 def draw_picture(random: np.random.Generator, classes: int) -> tuple[Pixels, NDArray[np.float64]]:
-    """(SIZE, SIZE, 3) RGB, and (n, 5) class, cx, cy, w, h in 0..1 of the whole shapes, hidden parts included."""
+    """(SIZE, SIZE, 3) RGB, and (n, 5) class, cx, cy, w, h in 0..1 of the whole shapes, hidden parts too."""
     canvas = _background(random)
-    visible: list[NDArray[np.bool_]] = []
-    areas: list[int] = []
-    labels = []
-    for _ in range(random.integers(1, _MOST_SHAPES + 1)):
-        label = int(random.integers(classes))
-        for _ in range(5):
-            mask = _shape_mask(random, CLASS_NAMES[label])
-            solid = mask > 0.5
-            left = [shown & ~solid for shown in visible]
-            if all(shown.sum() >= _LEAST_VISIBLE * area for shown, area in zip(left, areas, strict=True)):
-                break
-        else:
-            continue
-        visible = [*left, solid]
-        areas.append(int(solid.sum()))
-        canvas += mask[..., None] * (_texture(random) - canvas)
-        labels.append((label, *_box(solid)))
-    noise = random.normal(0, random.uniform(2, 8), canvas.shape)
+    shapes = _place_shapes(random, classes)
+    for shape in shapes:
+        part = canvas[shape.rows, shape.columns]
+        part += shape.coverage[..., None] * (_texture(random, shape, part) - part)
+    grain = int(random.integers(3, 15))
+    noise = random.integers(-grain, grain + 1, canvas.shape, dtype=np.int8)
     picture = (canvas + noise).clip(0, 255).astype(np.uint8)
+    labels = [(shape.label, *shape.box()) for shape in shapes]
     return picture, np.array(labels, dtype=np.float64).reshape(-1, 5)
 
 
-def _shape_mask(random: np.random.Generator, name: str) -> NDArray[np.float32]:
-    """(SIZE, SIZE) coverage in 0..1 of one shape, turned, sized and wholly within the picture."""
-    outline = np.array(_OUTLINES[name]())
+@dataclass(frozen=True)
+class _Shape:
+    """A shape in its own part of the picture; ``coverage`` (h, w) is 0..1, a fraction at its edges."""
+
+    label: int
+    rows: slice
+    columns: slice
+    coverage: NDArray[np.float32]
+
+    @property
+    def solid(self) -> NDArray[np.bool_]:
+        """(h, w) the pixels that count as the shape."""
+        return self.coverage > 0.5
+
+    def box(self) -> tuple[float, float, float, float]:
+        """cx, cy, w, h in 0..1 around what is drawn."""
+        down, across = self.solid.any(1).nonzero()[0], self.solid.any(0).nonzero()[0]
+        top, bottom = self.rows.start + down[0], self.rows.start + down[-1] + 1
+        left, right = self.columns.start + across[0], self.columns.start + across[-1] + 1
+        return (
+            (left + right) / 2 / SIZE, (top + bottom) / 2 / SIZE, (right - left) / SIZE, (bottom - top) / SIZE
+        )  # fmt: skip
+
+
+def _place_shapes(random: np.random.Generator, classes: int) -> list[_Shape]:
+    """Shapes in the order of drawing, each of which stays visible enough to be found."""
+    owner = np.full((SIZE, SIZE), -1)  # number of the topmost shape at each pixel
+    shapes: list[_Shape] = []
+    areas = np.zeros(0, dtype=np.int64)
+    visible = areas
+    for _ in range(random.integers(1, _MOST_SHAPES + 1)):
+        label = int(random.integers(classes))
+        for _ in range(_TRIES):
+            shape = _random_shape(random, label)
+            under = owner[shape.rows, shape.columns]
+            left = visible - np.bincount(under[shape.solid] + 1, minlength=len(shapes) + 1)[1:]
+            if (left >= _LEAST_VISIBLE * areas).all():
+                area = int(shape.solid.sum())
+                areas, visible = np.append(areas, area), np.append(left, area)
+                under[shape.solid] = len(shapes)
+                shapes.append(shape)
+                break
+    return shapes
+
+
+def _random_shape(random: np.random.Generator, label: int) -> _Shape:
+    """A shape, turned, sized and wholly within the picture."""
+    outline = np.array(_OUTLINES[CLASS_NAMES[label]]())
     angle = random.uniform(0, 2 * math.pi)
     turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
     points = outline @ turn.T
@@ -131,51 +168,44 @@ def _shape_mask(random: np.random.Generator, name: str) -> NDArray[np.float32]:
     longer = SIZE * math.exp(random.uniform(math.log(_SMALLEST), math.log(_LARGEST)))
     points *= longer / points.max()
     points += random.uniform(1, SIZE - 1 - points.max(0))
-    x, y = np.floor(points.min(0)).astype(int)
-    right, bottom = np.ceil(points.max(0)).astype(int) + 1
+    x, y = np.floor(points.min(0)).astype(int).tolist()
+    right, bottom = np.ceil(points.max(0)).astype(int).tolist()
     tile = Image.new("L", ((right - x) * _SMOOTHING, (bottom - y) * _SMOOTHING))
-    corners = [((px - x) * _SMOOTHING, (py - y) * _SMOOTHING) for px, py in points]
-    ImageDraw.Draw(tile).polygon(corners, fill=255)
+    ImageDraw.Draw(tile).polygon([tuple(corner) for corner in (points - (x, y)) * _SMOOTHING], fill=255)
     tile = tile.resize((right - x, bottom - y), Image.Resampling.BOX)
-    mask: NDArray[np.float32] = np.zeros((SIZE, SIZE), dtype=np.float32)
-    mask[y:bottom, x:right] = np.asarray(tile)[: SIZE - y, : SIZE - x] / 255
-    return mask
+    coverage = np.asarray(tile, dtype=np.float32) / np.float32(255)
+    return _Shape(label, slice(y, bottom), slice(x, right), coverage)
 
 
-def _box(solid: NDArray[np.bool_]) -> tuple[float, float, float, float]:
-    """cx, cy, w, h in 0..1 around what is drawn."""
-    rows, columns = solid.any(1).nonzero()[0], solid.any(0).nonzero()[0]
-    top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
-    return (
-        (left + right) / 2 / SIZE, (top + bottom) / 2 / SIZE, (right - left) / SIZE, (bottom - top) / SIZE
-    )  # fmt: skip
-
-
-def _texture(random: np.random.Generator) -> NDArray[np.float32]:
-    """(SIZE, SIZE, 3) or (3,) fill of a shape: plain, shaded, or striped."""
-    one, other = random.uniform(0, 255, (2, 3))
+def _texture(random: np.random.Generator, shape: _Shape, under: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(h, w, 3) or (3,) fill of a shape: plain, shaded, or striped; never quite the colour under it."""
+    mean = under.mean((0, 1))
+    one, other = random.uniform(0, 255, (2, 3)).astype(np.float32)
+    while np.abs(one - mean).max() < _LEAST_CONTRAST:
+        one = random.uniform(0, 255, 3).astype(np.float32)
+    filled: NDArray[np.float32] = one
     kind = random.integers(3)
     if kind == 0:
-        return one.astype(np.float32)
-    ramp = _ramp(random)
-    if kind == 1:
-        other = one + (other - one) * 0.5
-    else:
+        return filled
+    ramp = _ramp(random, shape.rows, shape.columns)
+    change = 0.5
+    if kind == 2:
         ramp = (np.sin(ramp * random.uniform(40, 120)) > 0).astype(np.float32)
-        other = one + (other - one) * 0.35
-    return (one + ramp[..., None] * (other - one)).astype(np.float32)
+        change = 0.35
+    filled = one + ramp[..., None] * ((other - one) * np.float32(change))
+    return filled
 
 
 def _background(random: np.random.Generator) -> NDArray[np.float32]:
     """(SIZE, SIZE, 3): a gradient, coarse noise, irregular blobs and lines."""
-    one, other = random.uniform(30, 225, (2, 3))
-    canvas = one + _ramp(random)[..., None] * (other - one)
-    coarse = random.normal(0, 1, (random.integers(4, 24),) * 2 + (3,)).astype(np.float32)
-    channels = [
-        np.asarray(Image.fromarray(coarse[..., c]).resize((SIZE, SIZE), Image.Resampling.BICUBIC))
-        for c in range(3)
-    ]
-    canvas = canvas + np.stack(channels, -1) * random.uniform(5, 25)
+    one, other = random.uniform(30, 225, (2, 3)).astype(np.float32)
+    whole = slice(0, SIZE)
+    canvas = one + _ramp(random, whole, whole)[..., None] * (other - one)
+    cells = int(random.integers(4, 24))
+    strength = random.uniform(5, 25)
+    coarse = (random.standard_normal((cells, cells, 3)) * strength + 128).clip(0, 255).astype(np.uint8)
+    cloud = Image.fromarray(coarse).resize((SIZE, SIZE), Image.Resampling.BICUBIC)
+    canvas += np.asarray(cloud, dtype=np.float32) - 128
     picture = Image.fromarray(canvas.clip(0, 255).astype(np.uint8))
     draw = ImageDraw.Draw(picture, "RGBA")
     for _ in range(random.integers(2, 7)):
@@ -187,15 +217,15 @@ def _background(random: np.random.Generator) -> NDArray[np.float32]:
         colour = (*random.integers(0, 256, 3).tolist(), int(random.integers(80, 200)))
         ends = random.uniform(0, SIZE, 4).tolist()
         draw.line(ends, fill=colour, width=int(random.integers(1, 5)))
-    return np.asarray(picture).astype(np.float32)
+    return np.asarray(picture, dtype=np.float32)
 
 
-def _ramp(random: np.random.Generator) -> NDArray[np.float32]:
-    """(SIZE, SIZE) rising from 0 to 1 in a random direction."""
+def _ramp(random: np.random.Generator, rows: slice, columns: slice) -> NDArray[np.float32]:
+    """(h, w) of a part of the picture, all of which rises from 0 to 1 in a random direction."""
     angle = random.uniform(0, 2 * math.pi)
-    line = np.linspace(-0.5, 0.5, SIZE, dtype=np.float32)
-    plane = line[None] * np.float32(math.cos(angle)) + line[:, None] * np.float32(math.sin(angle))
-    return plane / np.float32(math.sqrt(2)) + np.float32(0.5)
+    line = np.linspace(-0.5, 0.5, SIZE) / math.sqrt(2)
+    plane = line[None, columns] * math.cos(angle) + line[rows, None] * math.sin(angle) + 0.5
+    return plane.astype(np.float32)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -9,12 +9,14 @@ fork of a process that uses MPI or InfiniBand crashes. The server, and so every 
 - has all signals blocked that a launcher or a terminal sends to the whole process group
   (``mpirun`` forwards USR1, the call to save and stop, to children too): the rank decides when
   its workers end;
-- does not import the main module: a training script may import horovod at its top.
+- does not import the main module: a training script may import horovod at its top;
+- ends with the rank, also when that is killed.
 """
 
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing import forkserver, process, resource_tracker
@@ -65,11 +67,27 @@ class WorkerContext(ForkServerContext):
     class Process(ForkServerProcess):
         """A process forked from the server."""
 
+        def run(self) -> None:
+            """Work, and end with the rank, however it ends.
+
+            Without this a killed rank leaves its workers for ever: they are the server's children, and the
+            server lives as long as they do.
+            """
+            threading.Thread(target=_end_with_rank, name="end with rank", daemon=True).start()
+            super().run()
+
         @staticmethod
         def _Popen(process_obj: process.BaseProcess) -> Popen:  # noqa: N802 - overrides
             start_worker_server()
             with _main_module_hidden():
                 return ForkServerProcess._Popen(process_obj)
+
+
+def _end_with_rank() -> None:
+    rank = process.parent_process()
+    assert rank is not None
+    rank.join()
+    os._exit(1)
 
 
 def _server_runs() -> bool:

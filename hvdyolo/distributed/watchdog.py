@@ -3,8 +3,7 @@
 Neither MPI nor Gloo does this reliably: a stopped or stuck rank leaves the others waiting for ever. Each rank
 beats a :class:`Beacon`, a small shared mapping; a process beside each rank watches it, which works
 however the rank is stuck, and publishes it in the run directory. When a beacon stands still for too long,
-all ranks soon do, because they wait for each other; the one whose last beat is the oldest is the
-cause. The watchdogs have the ranks dump their stacks, write ``outcome.json`` and end their ranks.
+all ranks soon do, because they wait for each other; the one that does not wait is the cause. The watchdogs have the ranks dump their stacks, write ``outcome.json`` and end their ranks.
 
 The process imports the standard library alone, has its own standard streams, knows nothing of MPI, and ends
 with its parent.
@@ -30,10 +29,11 @@ from hvdyolo.utils.files import write_json
 from hvdyolo.utils.outcome import Outcome, Reason, write_outcome
 from hvdyolo.utils.processes import environment_without_launcher
 
-_BEACON = struct.Struct("<dq48s")  # time of the last beat, step, phase
+_BEACON = struct.Struct("<dq?48s")  # time of the last beat, step, whether it waits for others, phase
 _PUBLISH_SECONDS = 2.0
 _STALLED_EXIT_CODE = 70
 _DUMP_SIGNAL = signal.SIGUSR2
+_DUMP_SECONDS = 0.5
 
 
 class Beacon:
@@ -48,9 +48,13 @@ class Beacon:
         self.path = Path(name)
         self.beat("start", 0)
 
-    def beat(self, phase: str, step: int) -> None:
-        """Say that work goes on: ``phase`` begins, at optimizer step ``step``."""
-        _BEACON.pack_into(self._map, 0, time.time(), step, phase.encode()[:48])
+    def beat(self, phase: str, step: int, waits: bool = False) -> None:
+        """Say that work goes on: ``phase`` begins, at optimizer step ``step``.
+
+        Args:
+            waits: the phase waits for other ranks, so if it lasts, one of them is the cause.
+        """
+        _BEACON.pack_into(self._map, 0, time.time(), step, waits, phase.encode()[:48])
 
     def close(self) -> None:
         """Remove the file behind it."""
@@ -67,6 +71,7 @@ class Pulse:
     attempt: int
     beaten: float
     step: int
+    waits: bool
     phase: str
     stopped: bool
 
@@ -152,6 +157,7 @@ class _Watch:
         self.directory = Path(directory) if directory is not None else None
         self.timeout = timeout
         self.attempt = attempt
+        self.beacon_path = Path(beacon)
         with open(beacon, "rb") as stream:
             self.beacon = mmap.mmap(stream.fileno(), _BEACON.size, access=mmap.ACCESS_READ)
 
@@ -172,16 +178,18 @@ class _Watch:
                 self._end_job(pulse)
                 return
             time.sleep(min(self.timeout / 10, 0.5))
+        self.beacon_path.unlink(missing_ok=True)  # of a rank that was killed; it removes it itself otherwise
 
     def pulse(self) -> Pulse:
         """The rank's last beat."""
-        beaten, step, phase = _BEACON.unpack(self.beacon[:])
+        beaten, step, waits, phase = _BEACON.unpack(self.beacon[:])
         return Pulse(
             rank=self.rank,
             host=self.host,
             attempt=self.attempt,
             beaten=beaten,
             step=step,
+            waits=waits,
             phase=phase.rstrip(b"\0").decode(errors="replace"),
             stopped=_state(self.pid) in ("T", "t"),
         )
@@ -197,8 +205,11 @@ class _Watch:
 
     def _end_job(self, own: Pulse) -> None:
         self._publish(own)
+        if self.directory is not None:
+            # Every rank that stands still tells where, before the first one's end takes the others along.
+            self._signal(_DUMP_SIGNAL)
         # The other watchdogs see their ranks wait, and publish, within one turn of theirs.
-        time.sleep(_PUBLISH_SECONDS + 1 if self.size > 1 else 0)
+        time.sleep(_PUBLISH_SECONDS + 1 if self.size > 1 else _DUMP_SECONDS)
         culprit = furthest_behind([*self._other_pulses(), own])
         stopped = " (stopped by a signal)" if culprit.stopped else ""
         detail = (
@@ -209,9 +220,11 @@ class _Watch:
             with contextlib.suppress(Exception):  # whatever happens, the job must end
                 self._write_outcome(culprit, detail)
         self._tell(detail)
-        os.kill(self.pid, _DUMP_SIGNAL if self.directory is not None else signal.SIGCONT)
-        time.sleep(0.5)
-        os.kill(self.pid, signal.SIGKILL)
+        self._signal(signal.SIGKILL)
+
+    def _signal(self, number: int) -> None:
+        with contextlib.suppress(ProcessLookupError):  # another rank's end may have ended it
+            os.kill(self.pid, number)
 
     def _write_outcome(self, culprit: Pulse, detail: str) -> None:
         assert self.directory is not None
@@ -247,8 +260,8 @@ class _Watch:
 
 
 def furthest_behind(pulses: list[Pulse]) -> Pulse:
-    """The rank the others wait for: at the lowest step, a stopped one if any, with the oldest beat."""
-    return min(pulses, key=lambda pulse: (not pulse.stopped, pulse.step, pulse.beaten))
+    """The rank the others wait for: a stopped one, else one that does not wait, at the lowest step."""
+    return min(pulses, key=lambda pulse: (not pulse.stopped, pulse.waits, pulse.step, pulse.beaten))
 
 
 def _state(pid: int) -> str:

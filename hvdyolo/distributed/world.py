@@ -18,7 +18,14 @@ class World:
     @classmethod
     def alone(cls) -> "World":
         """The only rank there is."""
-        return cls(rank=0, size=1, local_rank=0, local_size=1, host=socket.gethostname())
+        return cls(rank=0, size=1, local_rank=0, local_size=1, host=_host())
+
+
+def _host() -> str:
+    """This host, and what SLURM calls it where that is another name."""
+    host = socket.gethostname()
+    node = os.environ.get("SLURMD_NODENAME", "")
+    return host if node in ("", host, host.partition(".")[0]) else f"{host} (SLURM node {node})"
 
 
 # rank, size, local rank, local size, as each launcher names them. Horovod's come first: under
@@ -40,6 +47,6 @@ def launched_world() -> World | None:
                 size=int(os.environ[size]),
                 local_rank=int(os.environ.get(local_rank, 0)),
                 local_size=int(os.environ.get(local_size, 1)),
-                host=socket.gethostname(),
+                host=_host(),
             )
     return None

@@ -10,6 +10,7 @@ decodes while others compute, and the bits of a detection do not depend on the n
 """
 
 import time
+import warnings
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ import torch
 
 from hvdyolo.config import Config, DetectConfig
 from hvdyolo.distributed.communicator import Communicator
+from hvdyolo.distributed.device import choose_device
 from hvdyolo.distributed.watchdog import Beacon
 from hvdyolo.engine.agreement import on_first_rank
 from hvdyolo.engine.chunk_detection import detect_batch
@@ -35,6 +37,7 @@ from hvdyolo.engine.preemption import StopRequest
 from hvdyolo.engine.worklist import claimed_chunks
 from hvdyolo.utils.create_once import remove_leftovers
 from hvdyolo.utils.errors import DataError, Preempted, UsageError
+from hvdyolo.utils.files import storage_errors
 
 # Beyond this many, lanes wait for the interpreter's lock more than they gain: start more ranks.
 _MOST_LANES = 16
@@ -67,6 +70,8 @@ def detect(
     """The command ``hvdyolo detect`` on all its ranks; ``dry_run`` checks everything and writes nothing."""
     with open_job(config) as job:
         start_logging(job.comm.world)
+        # What is wrong with an image is in its record; of millions, Pillow's remarks would fill the log.
+        warnings.filterwarnings("ignore", module=r"PIL\.")
         if dry_run:
             work = set_up(job.comm, weights, source, out, config.detect, job.device, write=False)
             LOGGER.info("%d images in %d chunks to detect", work.plan.images, work.plan.chunks)
@@ -100,7 +105,7 @@ def run_detection(
         settings: of the detector and the chunks.
         max_bad: largest fraction of images that may be unusable, 0 … 1.
         beacon: is beaten as the work goes on.
-        device: where to compute; the CPU by default.
+        device: where to compute; this rank's GPU by default, or the CPU.
         lanes: cores this rank may use.
         stop: asks for an early end.
 
@@ -114,7 +119,7 @@ def run_detection(
         error.agreed = True
         raise error
     beacon.beat("set up", 0)
-    work = set_up(comm, weights, source, out, settings, device or torch.device("cpu"), write=True)
+    work = set_up(comm, weights, source, out, settings, device or choose_device(comm.world), write=True)
     parts = Parts(out, work.plan)
     started = time.monotonic()
     tally = Tally()
@@ -219,10 +224,7 @@ def _finish(
     """Count, draw, tidy and tell; one rank does it."""
     summary = DetectionSummary(count_parts(parts), images_now, seconds)
     pictures = draw_pictures(work, parts, settings.pictures)
-    for claim in (work.out / CLAIMS_DIRECTORY).glob("chunk-*"):
-        claim.unlink(missing_ok=True)
-    remove_leftovers(parts.directory)
-    remove_leftovers(work.out)
+    _tidy(work, parts)
     total = summary.total
     LOGGER.info("%d images, %d boxes, %d bad images in %s", total.images, total.boxes, total.errors, work.out)
     LOGGER.info("%d images now, in %.1f s, %.1f images/s", images_now, seconds, summary.images_per_second)
@@ -234,6 +236,15 @@ def _finish(
             f"the first one {_first_failure(work, parts)}; all others are done."
         )
     return summary
+
+
+def _tidy(work: DetectionWork, parts: Parts) -> None:
+    """Remove what the killed left behind; nothing of it means anything once every part is there."""
+    with storage_errors(work.out):
+        for claim in (work.out / CLAIMS_DIRECTORY).glob("chunk-*"):
+            claim.unlink(missing_ok=True)
+        remove_leftovers(parts.directory)
+        remove_leftovers(work.out)
 
 
 def _first_failure(work: DetectionWork, parts: Parts) -> str:

@@ -56,7 +56,7 @@ def evaluate(
             images += _scored_images(split, batch, found)
     beacon.beat("match", step)
     matches = match_images(images, len(split.names))
-    beacon.beat("gather matches", step)
+    beacon.beat("gather matches", step, waits=True)
     shares = comm.gather_objects("evaluation", matches)
     return on_first_rank(
         comm,

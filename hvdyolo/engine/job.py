@@ -42,7 +42,7 @@ def open_job(config: Config) -> Iterator[Job]:
     # Before MPI starts: its environment must not reach children, and forking after it is unsafe.
     start_worker_server()
     beacon = Beacon()
-    watchdog = start_watchdog(beacon, launched_world(), None, config.watchdog.timeout)
+    watchdog = start_watchdog(beacon, launched_world(), None, config.watchdog.start_timeout)
     try:
         beacon.beat("start communication", 0)
         comm = open_communicator(config.distributed)
@@ -59,6 +59,7 @@ def open_job(config: Config) -> Iterator[Job]:
             comm.close()
     finally:
         watchdog.stop()
+        beacon.close()
 
 
 def exit_code_of(error: BaseException) -> int:

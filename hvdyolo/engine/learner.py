@@ -58,7 +58,7 @@ class Learner:
         for micro_batch in step.batches:
             self.beacon.beat("compute", self.step)
             losses += self._accumulate(micro_batch, step.counts)
-        self.beacon.beat("reduce", self.step)
+        self.beacon.beat("reduce", self.step, waits=True)
         self.reduction.wait()
         norm = clip_grad_norm_(self.model.parameters(), self.clip_norm)
         # Summed over ranks, it is non-finite on all of them if on any: all decide alike.

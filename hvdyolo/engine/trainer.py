@@ -139,6 +139,7 @@ class Trainer:
     def _steps(self, epoch: int) -> Iterator[Step]:
         """The steps of ``epoch``, each yielded when the next one's counts are on their way."""
         while (current := self._upcoming.range) is not None and current.epoch == epoch:
+            self.beacon.beat("agree on step", self.learner.step, waits=True)
             step = self._upcoming.agree(self.learner.device)
             if step.stop:
                 self._stop_before(current)
@@ -186,7 +187,7 @@ class Trainer:
 
     def _average_running_statistics(self) -> None:
         """Make the ranks' batch-norm statistics one; Horovod never does this by itself."""
-        self.beacon.beat("average statistics", self.learner.step)
+        self.beacon.beat("average statistics", self.learner.step, waits=True)
         self.comm.average_running_statistics(self.learner.model)
         self.comm.average_running_statistics(self.learner.average.model)
 
@@ -199,7 +200,7 @@ class Trainer:
             for name in ("last", "best") if best else ("last",):
                 save_model(self.learner.average.model, self._weights / f"{name}.safetensors")
 
-        self.beacon.beat("save", self.learner.step)
+        self.beacon.beat("save", self.learner.step, waits=self.comm.world.rank != 0)
         on_first_rank(self.comm, "save weights", save)
 
     def _save_checkpoint(self, epoch: int, batch: int) -> None:
@@ -213,7 +214,7 @@ class Trainer:
             best_ap=self._best_ap,
             ema_updates=self.learner.average.updates,
         )
-        self.beacon.beat("save", self.learner.step)
+        self.beacon.beat("save", self.learner.step, waits=self.comm.world.rank != 0)
         on_first_rank(
             self.comm,
             "save checkpoint",

@@ -7,8 +7,9 @@ from threading import Event
 from hvdyolo.engine.claims import Claims
 from hvdyolo.engine.parts import Parts
 
-# Seconds between looks at what others do, once nothing is free.
-_POLL = 1.0
+# Seconds between looks at what others do, once nothing is free: soon at first, then seldom.
+_FIRST_POLL = 0.05
+_LAST_POLL = 2.0
 
 
 def claimed_chunks(
@@ -19,13 +20,13 @@ def claimed_chunks(
     The caller commits the part before it asks for the next chunk. At the end this waits for the others,
     calling ``pulse`` at each look: a chunk whose holder dies comes back to whoever is still there.
     """
+    poll = _FIRST_POLL
     while not halt.is_set():
         pulse()
         missing = set(range(chunks)) - parts.finished()
         if not missing:
             return
-        claimed = claims.claimed()
-        free = missing - claimed
+        free = missing - claims.claimed()
         worked = False
         for chunk in _from_random_start(free or missing):
             if halt.is_set():
@@ -42,8 +43,11 @@ def claimed_chunks(
                 yield chunk
             finally:
                 claims.release(chunk)
-        if not worked:
-            halt.wait(_POLL)
+        if worked:
+            poll = _FIRST_POLL
+        else:
+            halt.wait(poll)
+            poll = min(2 * poll, _LAST_POLL)
 
 
 def _from_random_start(chunks: set[int]) -> list[int]:

@@ -72,11 +72,7 @@ class SPPF(nn.Module):
 
 
 class Concat(nn.Module):
-    """Joins its inputs along ``dimension``."""
-
-    def __init__(self, dimension: int = 1) -> None:
-        super().__init__()
-        self.dimension = dimension
+    """Joins the channels of its inputs."""
 
     def forward(self, inputs: list[Tensor]) -> Tensor:
-        return torch.cat(inputs, self.dimension)
+        return torch.cat(inputs, 1)

@@ -2,21 +2,20 @@
 
 import json
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from hvdyolo.models.blocks import C3, SPPF, Bottleneck, Concat, Conv
-from hvdyolo.models.description import Description, Row, parse_description, read_description
+from hvdyolo.models.description import Description, Row, nearest, parse_description, read_description
 from hvdyolo.models.head import Detect
 from hvdyolo.utils.errors import DataError, MismatchError, UsageError
-from hvdyolo.utils.files import storage_errors, sync_directory
+from hvdyolo.utils.files import storage_errors, write_atomically
 
 FORMAT_VERSION = "1"
 RESAMPLING = "triangle"
@@ -92,7 +91,7 @@ def build_model(
     names = [f"class{number}" for number in range(classes)] if names is None else names
     if len(names) != classes:
         raise UsageError(f"{len(names)} names were given for {classes} classes.")
-    values = read_description(description)
+    values = {**read_description(description), "nc": classes}
     return DetectionModel(values, parse_description(values, str(description)), names)
 
 
@@ -113,17 +112,22 @@ def load_model(path: str | Path) -> DetectionModel:
         version = metadata["format_version"]
         if version != FORMAT_VERSION:
             raise MismatchError(f"{path} has weights format {version}, this program reads {FORMAT_VERSION}.")
-        values = json.loads(metadata["model_yaml"])
-        names = json.loads(metadata["names"])
-        with torch.device("meta"):
-            model = DetectionModel(values, parse_description(values, str(path)), names)
-        model.load_state_dict(tensors, assign=True)
-    except (SafetensorError, KeyError, ValueError, RuntimeError, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
+        model = _restore(metadata, tensors, str(path))
+    except (SafetensorError, UsageError, KeyError, TypeError, ValueError, RuntimeError, OSError) as error:
+        reason = " ".join(str(error).split())[:200].rstrip(".")
         raise DataError(f"{path} is not a weights file of hvdyolo or is damaged: {reason}.") from None
+    return model.eval()
+
+
+def _restore(metadata: Mapping[str, str], tensors: dict[str, Tensor], name: str) -> DetectionModel:
+    values = json.loads(metadata["model_yaml"])
+    # On no device: the file's tensors take the place of parameters that would be made for nothing.
+    with torch.device("meta"):
+        model = DetectionModel(values, parse_description(values, name), json.loads(metadata["names"]))
+    model.load_state_dict(tensors, assign=True)
     model.image_size = int(metadata["image_size"])
     model.data_digest = metadata.get("data_digest", "")
-    return model.eval()
+    return model
 
 
 def save_model(model: DetectionModel, path: Path, extra: Mapping[str, str] | None = None) -> None:
@@ -145,56 +149,54 @@ def save_model(model: DetectionModel, path: Path, extra: Mapping[str, str] | Non
     }
     # Shared and channels_last tensors are refused by the format.
     tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            save_file(tensors, temporary, metadata)
-            with open(temporary, "rb+") as stream:
-                os.fsync(stream.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-        sync_directory(path.parent)
+    # Not the format's own writing of files, which reports a full disk as damaged content.
+    write_atomically(path, save(tensors, metadata))
 
 
 def _build_rows(description: Description, classes: int) -> list[nn.Module]:
+    *body, last = description.rows
     channels: list[int] = []
     strides: list[float] = []
-    rows: list[nn.Module] = []
-    for number, row in enumerate(description.rows):
+    modules: list[nn.Module] = []
+    for number, row in enumerate(body):
         where = f"Model description {description.name}, row {number}"
-        previous = number - 1
-        inputs = [
-            3 if number == 0 else channels[previous if source == -1 else source] for source in row.sources
-        ]
-        input_strides = [
-            1.0 if number == 0 else strides[previous if source == -1 else source] for source in row.sources
-        ]
-        if row.module == "Detect":
-            rows.append(_build_head(description, classes, inputs, input_strides, where))
-            channels.append(0)
-            strides.append(0)
-            continue
-        if row.module not in _BUILDERS:
-            raise UsageError(
-                f"{where}: unknown module '{row.module}'; known are {', '.join(_BUILDERS)}, Detect."
-            )
-        repeats = row.repeats
-        if repeats > 1:
-            repeats = max(round(repeats * description.depth_multiple), 1)
-        try:
-            module, outputs, factor = _BUILDERS[row.module](row, inputs, repeats, description)
-        except (TypeError, ValueError, IndexError):
-            raise UsageError(f"{where}: arguments {list(row.arguments)} do not fit {row.module}.") from None
-        if len(set(input_strides)) != 1:
-            raise UsageError(f"{where}: its inputs have different sizes (strides {input_strides}).")
-        rows.append(module)
+        inputs = [channels[source] if channels else 3 for source in row.sources]
+        input_strides = [strides[source] if strides else 1.0 for source in row.sources]
+        module, outputs, factor = _build_row(description, row, inputs, input_strides, where)
+        modules.append(module)
         channels.append(outputs)
         strides.append(input_strides[0] * factor)
-    if not rows or not isinstance(rows[-1], Detect):
-        raise UsageError(f"Model description {description.name}: the last row must be Detect.")
-    return rows
+    where = f"Model description {description.name}, row {len(body)}"
+    if last.module != "Detect":
+        raise UsageError(f"{where}: the last row must be Detect, not {last.module}.")
+    inputs, input_strides = [channels[n] for n in last.sources], [strides[n] for n in last.sources]
+    return [*modules, _build_head(description, classes, inputs, input_strides, where)]
+
+
+def _build_row(
+    description: Description, row: Row, inputs: list[int], strides: list[float], where: str
+) -> "_Built":
+    if row.module not in _BUILDERS:
+        known = ", ".join(_BUILDERS)
+        raise UsageError(
+            f"{where}: unknown module '{row.module}'{nearest(row.module, _BUILDERS)}; known are {known}, and "
+            "Detect as the last row."
+        )
+    if len(inputs) > 1 and row.module not in _SEVERAL_INPUTS:
+        raise UsageError(
+            f"{where}: {row.module} has one input, not {len(inputs)}; join them by Concat first."
+        )
+    if len(set(strides)) != 1:
+        raise UsageError(f"{where}: its inputs have different sizes (strides {strides}).")
+    repeats = row.repeats
+    if repeats > 1:
+        repeats = max(round(repeats * description.depth_multiple), 1)
+    try:
+        return _BUILDERS[row.module](row, inputs, repeats, description)
+    except (ArithmeticError, IndexError, RuntimeError, TypeError, ValueError):
+        raise UsageError(f"{where}: arguments {list(row.arguments)} do not fit {row.module}.") from None
 
 
 def _build_head(
@@ -202,6 +204,8 @@ def _build_head(
 ) -> Detect:
     if len(inputs) != len(description.anchors):
         raise UsageError(f"{where}: {len(inputs)} levels but anchors for {len(description.anchors)}.")
+    if any(not stride.is_integer() for stride in strides):
+        raise UsageError(f"{where}: a level is larger than the image (strides {strides}).")
     anchors = torch.tensor(description.anchors).view(len(inputs), -1, 2)
     return Detect(inputs, classes, anchors, [int(stride) for stride in strides])
 
@@ -238,11 +242,15 @@ def _build_sppf(row: Row, inputs: list[int], repeats: int, description: Descript
 
 def _build_upsample(row: Row, inputs: list[int], repeats: int, description: Description) -> _Built:
     size, factor, mode = row.arguments
-    return nn.Upsample(size, factor, mode), inputs[0], 1 / factor
+    if size is not None:
+        raise ValueError("a fixed size would fit one image size only")
+    return nn.Upsample(None, factor, mode), inputs[0], 1 / factor
 
 
 def _build_concat(row: Row, inputs: list[int], repeats: int, description: Description) -> _Built:
-    return Concat(*row.arguments), sum(inputs), 1
+    if row.arguments not in ((), (1,)):
+        raise ValueError("only channels can be joined")
+    return Concat(), sum(inputs), 1
 
 
 def _repeat(
@@ -263,3 +271,4 @@ _BUILDERS: dict[str, Callable[[Row, list[int], int, Description], _Built]] = {
     "nn.Upsample": _build_upsample,
     "Concat": _build_concat,
 }
+_SEVERAL_INPUTS = ("Concat",)

@@ -1,6 +1,8 @@
 """Model descriptions in YOLOv5's YAML format: reading and checking."""
 
-from collections.abc import Sequence
+import difflib
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -9,6 +11,8 @@ from typing import Any
 import yaml
 
 from hvdyolo.utils.errors import UsageError
+
+_KEYS = ("depth_multiple", "width_multiple", "anchors", "backbone", "head")
 
 
 @dataclass(frozen=True)
@@ -54,20 +58,24 @@ def read_description(name: str | Path) -> dict[str, Any]:
     Raises:
         UsageError: there is none, or it is not YAML.
     """
-    if str(name) in shipped_descriptions():
+    names = shipped_descriptions()
+    if str(name) in names:
         text = (files("hvdyolo.models") / "descriptions" / f"{name}.yaml").read_text()
     elif Path(name).is_file():
-        text = Path(name).read_text()
+        text = _read_text(Path(name))
     else:
-        names = ", ".join(shipped_descriptions())
-        raise UsageError(f"There is no model description or file '{name}'; descriptions are {names}.")
+        raise UsageError(
+            f"There is no model description or file '{name}'{nearest(str(name), names)}; "
+            f"descriptions are {', '.join(names)}."
+        )
     try:
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise UsageError(f"{name} is not valid YAML: {' '.join(str(error).split())}.") from None
     if not isinstance(values, dict):
         raise UsageError(f"{name} is not a model description: it must be a mapping with backbone and head.")
-    return values
+    # Anything else in the file could not be stored with the weights (YAML has dates, for one).
+    return {key: values[key] for key in ("nc", *_KEYS) if key in values}
 
 
 def parse_description(values: dict[str, Any], name: str) -> Description:
@@ -76,45 +84,87 @@ def parse_description(values: dict[str, Any], name: str) -> Description:
     Raises:
         UsageError: names the key or row that does not fit.
     """
-    for key in ("depth_multiple", "width_multiple", "anchors", "backbone", "head"):
+    for key in _KEYS:
         if key not in values:
             raise UsageError(f"Model description {name} has no '{key}'.")
+    for key in ("depth_multiple", "width_multiple"):
+        if not _is_number(values[key]) or values[key] <= 0:
+            raise UsageError(
+                f"Model description {name}: '{key}' must be a number above 0, not {values[key]!r}."
+            )
+    for key in ("backbone", "head"):
+        if not isinstance(values[key], list) or not values[key]:
+            raise UsageError(f"Model description {name}: '{key}' must be a list of rows.")
     rows = [*values["backbone"], *values["head"]]
-    anchors = values["anchors"]
-    if not isinstance(anchors, list) or any(
-        not isinstance(level, list) or not level or len(level) % 2 for level in anchors
-    ):
-        raise UsageError(
-            f"Model description {name}: 'anchors' must be a list of levels, each widths and heights in turn."
-        )
-    if len({len(level) for level in anchors}) != 1:
-        raise UsageError(f"Model description {name}: every level must have as many anchors.")
     return Description(
         name=name,
         depth_multiple=float(values["depth_multiple"]),
         width_multiple=float(values["width_multiple"]),
-        anchors=tuple(tuple(map(float, level)) for level in anchors),
+        anchors=_parse_anchors(values["anchors"], name),
         rows=tuple(_parse_row(row, number, name) for number, row in enumerate(rows)),
     )
 
 
+def nearest(word: str, candidates: Iterable[str]) -> str:
+    """A question to put behind an unknown word, or nothing."""
+    close = difflib.get_close_matches(word, candidates, n=1)
+    return f" (did you mean '{close[0]}'?)" if close else ""
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} cannot be read as a model description: {error}.") from None
+
+
+def _parse_anchors(anchors: Any, name: str) -> tuple[tuple[float, ...], ...]:
+    if not isinstance(anchors, list) or not all(_is_anchor_level(level) for level in anchors):
+        raise UsageError(
+            f"Model description {name}: 'anchors' must be a list of levels, each widths and heights in turn, "
+            "in pixels."
+        )
+    if len({len(level) for level in anchors}) != 1:
+        raise UsageError(f"Model description {name}: every level must have as many anchors.")
+    return tuple(tuple(map(float, level)) for level in anchors)
+
+
+def _is_anchor_level(level: Any) -> bool:
+    return (
+        isinstance(level, list)
+        and len(level) > 0
+        and len(level) % 2 == 0
+        and all(_is_number(value) and value > 0 for value in level)
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def _parse_row(row: Any, number: int, name: str) -> Row:
+    where = f"Model description {name}, row {number}"
     if not (
-        isinstance(row, Sequence)
+        isinstance(row, list)
         and len(row) == 4
-        and isinstance(row[1], int)
+        and type(row[1]) is int
         and isinstance(row[2], str)
         and isinstance(row[3], list)
     ):
-        raise UsageError(
-            f"Model description {name}, row {number}: {row} is not [from, repeats, module, args]."
-        )
+        raise UsageError(f"{where}: {row} is not [from, repeats, module, args].")
+    if row[1] < 1:
+        raise UsageError(f"{where}: a module is repeated at least once, not {row[1]} times.")
+    for value in row[3]:
+        if not isinstance(value, (bool, int, float, str, list, type(None))):
+            raise UsageError(f"{where}: {value!r} is neither a number nor a word.")
     sources = row[0] if isinstance(row[0], list) else [row[0]]
+    if not sources:
+        raise UsageError(f"{where}: 'from' names no row.")
     for source in sources:
-        if not isinstance(source, int) or not (-number <= source < number or (source, number) == (-1, 0)):
-            raise UsageError(f"Model description {name}, row {number}: there is no row {source} before it.")
+        if type(source) is not int or not (-number <= source < number or (source, number) == (-1, 0)):
+            raise UsageError(f"{where}: there is no row {source} before it.")
     return Row(
-        # Negative numbers count back from this row; -1 stays, also for the first row, whose input is the image.
+        # Negative numbers count back from this row; -1 stays, also for row 0, whose input is the image.
         sources=tuple(source if source == -1 or source >= 0 else number + source for source in sources),
         repeats=row[1],
         module=row[2],

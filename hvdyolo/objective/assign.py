@@ -56,7 +56,8 @@ class Assigner:
 
         Args:
             labels: (n, 5) of each image: class, cx, cy, w, h in 0..1 of the input.
-            height, width: of the input, pixels.
+            height: of the input, pixels.
+            width: of the input, pixels.
             first_image: number of the first image in its batch.
         """
         images = np.repeat(np.arange(len(labels)) + first_image, [len(image) for image in labels])

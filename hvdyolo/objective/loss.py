@@ -53,21 +53,28 @@ def detection_loss(
 
     Args:
         levels: raw predictions, each (B, anchors, H, W, 5 + C).
+        targets: their matches, a level.
         image_weights: (B,) 1, or 0 for images that only fill the batch; those have no matches.
+        counts: what the terms are divided by.
+        settings: gains, smoothing and weights of positive targets.
         image_size: side of the input, pixels.
     """
-    # Sums start in the predictions' type: a float64 model has a float64 loss.
-    zero = levels[0].new_zeros(())
+    # In the predictions' type, so a float64 model has a float64 loss, but never in half precision.
+    dtype = torch.promote_types(levels[0].dtype, torch.float32)
+    zero = torch.zeros((), dtype=dtype, device=levels[0].device)
     box, objectness, classification = zero, zero, zero
     balances = _BALANCE.get(len(levels), _BALANCE_OTHERWISE)
-    weights = image_weights.to(levels[0].dtype)
-    images = counts.images.to(levels[0].dtype).clamp_min(1)
-    for level, (raw, target, balance) in enumerate(zip(levels, targets, balances, strict=False)):
-        valid = target.valid.to(raw.dtype)
+    weights = image_weights.to(dtype)
+    images = counts.images.to(dtype).clamp_min(1)
+    for level, (raw, target, balance) in enumerate(
+        zip(levels, targets, balances[: len(levels)], strict=True)
+    ):
+        raw = raw.to(dtype)
+        valid = target.valid.to(dtype)
         # A level without matches adds nothing: its sums are 0, and are divided by 1.
-        matches = counts.matches[level].to(raw.dtype).clamp_min(1)
+        matches = counts.matches[level].to(dtype).clamp_min(1)
         matched = raw.reshape(-1, raw.shape[-1])[target.cell]  # (P, 5 + C)
-        iou = complete_iou(_boxes_in_cells(matched, target), target.box_cxcywh.to(raw.dtype))
+        iou = complete_iou(_boxes_in_cells(matched, target), target.box_cxcywh.to(dtype))
         box = box + ((1 - iou) * valid).sum() / matches
         objectness = objectness + balance * _objectness(raw, iou, target, weights, settings) / (
             images * raw[0, ..., 0].numel()

@@ -1,7 +1,14 @@
-"""From a batch of bytes to the network's input: mirror, colour, scale and layout."""
+"""From a batch of bytes to the network's input: mirror, colour, scale and layout.
+
+This runs on every training batch. On one core, 8 images of 320 pixels take about 1 ms, and 10 ms with
+mirror and colour. It would be five times as much with ``torch.where`` and ``%``, which are not vectorised on
+CPUs; hence the choices by arithmetic below.
+"""
 
 import torch
 from torch import Tensor
+
+_TINY = 1e-12
 
 
 def prepare_images(
@@ -16,40 +23,61 @@ def prepare_images(
         images: uint8 (B, H, W, 3) RGB.
         flip: bool (B,): images to mirror left to right.
         colour_gains: float32 (B, 3): factors of hue, saturation and value.
+        dtype: of the result, and of the arithmetic on colours.
 
     Returns:
-        (B, 3, H, W) in 0..1, in channels_last memory: a permuted view of the bytes' own order, in which
-        convolutions on CPUs run a third faster even with contiguous weights.
+        (B, 3, H, W) in 0..1, in channels_last memory, in which convolutions on CPUs run a third faster even
+        with contiguous weights.
     """
+    planes = images.permute(0, 3, 1, 2)
+    if colour_gains is not None:
+        planes = planes.contiguous()
     if flip is not None:
-        images = torch.where(flip[:, None, None, None], images.flip(2), images)
-    inputs = images.permute(0, 3, 1, 2).to(dtype) / 255
-    return inputs if colour_gains is None else scale_hsv(inputs, colour_gains.to(dtype))
+        planes = _mirror(planes, flip)
+    inputs = planes.to(dtype) / 255
+    if colour_gains is not None:
+        inputs = scale_hsv(inputs, colour_gains.to(dtype))
+    return inputs.contiguous(memory_format=torch.channels_last)
 
 
 def scale_hsv(images: Tensor, gains: Tensor) -> Tensor:
-    """Multiply hue, saturation and value: (B, 3, H, W) RGB in 0..1 and (B, 3) → the like.
+    """Multiply hue, saturation and value: (B, 3, H, W) RGB in 0..1 and (B, 3) gains → the like.
 
     Hue is cyclic, saturation and value are clamped to 1. Grey has hue 0.
     """
     hue_gain, saturation_gain, value_gain = gains[:, :, None, None].unbind(1)
     red, green, blue = images.unbind(1)
-    value = images.amax(1)
-    chroma = value - images.amin(1)
-    safe = chroma.clamp_min(1e-12)
-    # Sextant of the colour circle, 0..6, by which channel is the largest.
-    hue = torch.where(
-        value == red,
-        ((green - blue) / safe) % 6,
-        torch.where(value == green, (blue - red) / safe + 2, (red - green) / safe + 4),
+    value = torch.maximum(torch.maximum(red, green), blue)
+    chroma = value - torch.minimum(torch.minimum(red, green), blue)
+    hue = _hue(red, green, blue, value, chroma).mul_(hue_gain)
+    hue -= hue.floor()
+    hue *= 6
+    saturation = chroma.div_(value.clamp_min(_TINY)).mul_(saturation_gain).clamp_max_(1)
+    value = value.mul_(value_gain).clamp_max_(1)
+    depth = saturation.mul_(value)
+    # A channel is the value, less the depth where the hue is far from the channel's own.
+    farness = (
+        2 - (hue - 3).abs(),  # red, at 0 and 6
+        (hue - 2).abs() - 1,  # green
+        (hue - 4).abs() - 1,  # blue
     )
-    hue = hue * hue_gain
-    saturation = (chroma / value.clamp_min(1e-12) * saturation_gain).clamp_max(1)
-    value = (value * value_gain).clamp_max(1)
-    depth = value * saturation
-    # Each channel is the value less a trapezoid of the hue's distance from it (Smith 1978, alternative form).
-    shifts = torch.tensor([5.0, 3.0, 1.0], dtype=images.dtype, device=images.device)
-    distance = (hue[..., None] + shifts) % 6
-    weight = torch.minimum(distance, 4 - distance).clamp(0, 1)
-    result = value[..., None] - depth[..., None] * weight  # (B, H, W, 3)
+    result = images.new_empty(*value.shape, 3)
+    for channel, far in enumerate(farness):
+        torch.sub(value, far.clamp_(0, 1).mul_(depth), out=result[..., channel])
     return result.permute(0, 3, 1, 2)
+
+
+def _mirror(planes: Tensor, flip: Tensor) -> Tensor:
+    """uint8 (B, C, H, W) with the rows of some images reversed."""
+    # Where the mask has all bits set, x ^ (x ^ y) = y: seven times as fast as torch.where.
+    mask = flip.to(torch.uint8).neg()[:, None, None, None]
+    return planes ^ ((planes ^ planes.flip(3)) & mask)
+
+
+def _hue(red: Tensor, green: Tensor, blue: Tensor, value: Tensor, chroma: Tensor) -> Tensor:
+    """Hue in 0..1 of a turn, by which channel is the largest, red before green before blue."""
+    not_red, not_green = (value - red).sign_(), (value - green).sign_()
+    difference = torch.lerp(green - blue, torch.lerp(blue - red, red - green, not_green), not_red)
+    sextant = (not_green + 1).mul_(not_red).mul_(2)  # 0, 2 or 4
+    hue = difference.div_(chroma.clamp_min(_TINY)).add_(sextant).div_(6)
+    return hue.sub_(hue.floor())

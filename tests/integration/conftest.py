@@ -31,23 +31,27 @@ class Ended:
 
 @dataclass(frozen=True)
 class Launch:
-    """Runs ``hvdyolo`` words under a launcher; a command that outlives ``timeout`` fails the test."""
+    """Runs commands under a launcher; one that outlives ``timeout`` is killed and fails the test.
+
+    Called, it runs ``hvdyolo`` with the given words.
+    """
 
     environment: dict[str, str]
+
+    def __call__(
+        self, words: Sequence[object], launcher: str = "single", ranks: int = 1, timeout: float = 180
+    ) -> Ended:
+        return self.wait(self.start(words, launcher, ranks), timeout)
+
+    def program(
+        self, command: Sequence[object], launcher: str = "single", ranks: int = 1, timeout: float = 180
+    ) -> Ended:
+        return self.wait(self._popen(command, launcher, ranks), timeout)
 
     def start(
         self, words: Sequence[object], launcher: str = "single", ranks: int = 1
     ) -> "subprocess.Popen[str]":
-        command = [*LAUNCHERS[launcher](ranks), str(BIN / "hvdyolo"), *map(str, words)]
-        return subprocess.Popen(
-            command,
-            env=self.environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
+        return self._popen([BIN / "hvdyolo", *words], launcher, ranks)
 
     def wait(self, process: "subprocess.Popen[str]", timeout: float = 180) -> Ended:
         try:
@@ -58,14 +62,16 @@ class Launch:
             pytest.fail(f"still running after {timeout} s: {process.args}\n{output}")
         return Ended(process.returncode, output)
 
-    def __call__(
-        self,
-        words: Sequence[object],
-        launcher: str = "single",
-        ranks: int = 1,
-        timeout: float = 180,
-    ) -> Ended:
-        return self.wait(self.start(words, launcher, ranks), timeout)
+    def _popen(self, command: Sequence[object], launcher: str, ranks: int) -> "subprocess.Popen[str]":
+        return subprocess.Popen(
+            [*LAUNCHERS[launcher](ranks), *map(str, command)],
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
 
 
 @pytest.fixture

@@ -2,9 +2,11 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
+from hvdyolo.cli import main
 from hvdyolo.engine.claims import read_claims
 from hvdyolo.models.build import build_model, save_model
 
@@ -53,22 +56,29 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def undisturbed(photos: Path, weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The output directory of one process that nobody troubled."""
-    # Not the fixture, which is of another scope.
-    from hvdyolo.cli import main
-
     out = tmp_path_factory.mktemp("undisturbed") / "out"
-    words = ["detect", "--weights", weights, "--source", photos, "--out", out, *SETTINGS]
-    assert main([str(word) for word in words]) == 0
-    assert main(["merge", str(out), "--format", "coco"]) == 0
+    assert run_here(words(photos, weights, out)) == 0
+    assert run_here(["merge", out, "--format", "coco"]) == 0
     return out
+
+
+def run_here(words: Sequence[object]) -> int:
+    """The command in this process, which spares the seconds a new one takes to start."""
+    numbers = (signal.SIGUSR1, signal.SIGTERM)
+    handlers = [signal.getsignal(number) for number in numbers]
+    try:
+        return main([str(word) for word in words])
+    finally:
+        for number, handler in zip(numbers, handlers, strict=True):
+            signal.signal(number, handler)
 
 
 def words(photos: Path, weights: Path, out: Path, *more: object) -> list[object]:
     return ["detect", "--weights", weights, "--source", photos, "--out", out, *SETTINGS, *more]
 
 
-def merged(launch: Any, out: Path) -> bytes:
-    assert launch(["merge", out, "--format", "coco"]).code == 0
+def merged(out: Path) -> bytes:
+    assert run_here(["merge", out, "--format", "coco"]) == 0
     return (out / "merged/detections.json").read_bytes()
 
 
@@ -109,12 +119,32 @@ def test_two_ranks_give_the_same_bytes(
     assert ended.code == 0, ended.output
     assert f"{IMAGES} images" in ended.output
     assert "images/s" in ended.output
-    assert merged(launch, tmp_path / "out") == (undisturbed / "merged/detections.json").read_bytes()
+    assert merged(tmp_path / "out") == (undisturbed / "merged/detections.json").read_bytes()
+
+
+@pytest.mark.slow
+def test_jobs_that_know_nothing_of_each_other_share_an_output(
+    launch: Any, photos: Path, weights: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    """As the tasks of a job array do."""
+    out = tmp_path / "out"
+    jobs = [launch.start(words(photos, weights, out)) for _ in range(2)]
+    ended = [launch.wait(job) for job in jobs]
+    assert [job.code for job in ended] == [0, 0], ended
+    done = [int(re.search(r"(\d+) images now", job.output)[1]) for job in ended]
+    # Neither did anything twice, as far as claims can tell.
+    assert sum(done) == IMAGES
+    assert merged(out) == (undisturbed / "merged/detections.json").read_bytes()
 
 
 @pytest.mark.slow
 def test_after_kill_9_the_same_command_does_what_is_missing(
-    launch: Any, photos: Path, weights: Path, undisturbed: Path, tmp_path: Path
+    launch: Any,
+    capfd: pytest.CaptureFixture[str],
+    photos: Path,
+    weights: Path,
+    undisturbed: Path,
+    tmp_path: Path,
 ) -> None:
     out = tmp_path / "out"
     process = launch.start(words(photos, weights, out), "mpirun", 2)
@@ -129,10 +159,11 @@ def test_after_kill_9_the_same_command_does_what_is_missing(
     assert launch.wait(process, 60).code != 0
     before = parts(out)
     assert 3 <= len(before) < IMAGES // 2
-    status = launch(["detect", "--out", out, "--status"])
-    assert status.code == 0
-    assert f"{2 * len(before)} of {IMAGES} images" in status.output
-    assert "not finished" in status.output
+    assert run_here(["detect", "--out", out, "--status"]) == 0
+    status = capfd.readouterr().out
+    assert f"{2 * len(before)} of {IMAGES} images" in status
+    assert "(dead)" in status
+    assert "not finished" in status
 
     # The claims of the dead, who were on this machine, expire at once.
     ended = launch(words(photos, weights, out, "--detect.claim_expiry", 3600), "mpirun", 2)
@@ -140,16 +171,16 @@ def test_after_kill_9_the_same_command_does_what_is_missing(
     after = parts(out)
     assert len(after) == IMAGES // 2
     assert {name: after[name] for name in before} == before
-    assert merged(launch, out) == (undisturbed / "merged/detections.json").read_bytes()
+    assert merged(out) == (undisturbed / "merged/detections.json").read_bytes()
     leftovers = [path for path in out.rglob("*") if path.name.startswith(".")]
     assert leftovers == []
-    assert "\nfinished" in launch(["detect", "--out", out, "--status"]).output
+    assert run_here(["detect", "--out", out, "--status"]) == 0
+    assert "\nfinished" in capfd.readouterr().out
 
 
 def test_a_finished_output_is_left_alone(launch: Any, photos: Path, weights: Path, undisturbed: Path) -> None:
     before = parts(undisturbed)
-    ended = launch(words(photos, weights, undisturbed))
-    assert ended.code == 0, ended.output
+    assert run_here(words(photos, weights, undisturbed)) == 0
     assert parts(undisturbed) == before
 
 
@@ -172,10 +203,9 @@ def test_broken_images_are_recorded_and_counted(
     assert "Traceback" not in ended.output
     # All the same every image has its record, and a higher limit takes the output as it is.
     before = parts(out)
-    ended = launch(words(source, weights, out, "--max-bad", 0.2))
-    assert ended.code == 0, ended.output
+    assert run_here(words(source, weights, out, "--max-bad", 0.2)) == 0
     assert parts(out) == before
-    failed = {item["file_name"]: item["error"] for item in json.loads(merged(launch, out))["failed"]}
+    failed = {item["file_name"]: item["error"] for item in json.loads(merged(out))["failed"]}
     assert failed == {
         "cut.jpg": "broken",
         "empty.jpg": "empty",
@@ -186,7 +216,7 @@ def test_broken_images_are_recorded_and_counted(
 
 @pytest.mark.slow
 def test_another_fingerprint_is_refused_with_the_difference(
-    launch: Any, photos: Path, weights: Path, undisturbed: Path
+    launch: Any, capfd: pytest.CaptureFixture[str], photos: Path, weights: Path, undisturbed: Path
 ) -> None:
     before = parts(undisturbed)
     changed = words(photos, weights, undisturbed, "--detect.confidence", 0.9)
@@ -194,13 +224,11 @@ def test_another_fingerprint_is_refused_with_the_difference(
     assert ended.code == 78, ended.output
     assert "detect.confidence is 0.25 there and 0.9 now" in ended.output
     assert "Traceback" not in ended.output
-    other_images = launch(words(photos / "day0", weights, undisturbed))
-    assert other_images.code == 78
-    assert "images is 60," in other_images.output
+    assert run_here(words(photos / "day0", weights, undisturbed)) == 78
+    assert "images is 60," in capfd.readouterr().err
     assert parts(undisturbed) == before
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("what", "code", "message"),
     [
@@ -214,10 +242,17 @@ def test_another_fingerprint_is_refused_with_the_difference(
         ("not a fraction", 2, "0 … 1"),
     ],
 )
-def test_wrong_input_ends_every_rank_with_one_sentence(
-    launch: Any, photos: Path, weights: Path, tmp_path: Path, what: str, code: int, message: str
+def test_wrong_input_ends_with_one_sentence(
+    capfd: pytest.CaptureFixture[str],
+    photos: Path,
+    weights: Path,
+    tmp_path: Path,
+    what: str,
+    code: int,
+    message: str,
 ) -> None:
-    source, out, more = photos, tmp_path / "out", ()
+    source, out = photos, tmp_path / "out"
+    more: tuple[object, ...] = ()
     if what == "no source":
         source = tmp_path / "nowhere"
     elif what == "empty source":
@@ -237,18 +272,37 @@ def test_wrong_input_ends_every_rank_with_one_sentence(
         more = ("--detect.image_size", 100)
     elif what == "not a fraction":
         more = ("--max-bad", 5)
-    ended = launch(words(source, weights, out, *more), "mpirun", 2)
-    assert ended.code == code, ended.output
-    assert message in ended.output
-    assert ended.output.count("hvdyolo: ") + ended.output.count("hvdyolo (") == 1
-    assert "Traceback" not in ended.output
+    assert run_here(words(source, weights, out, *more)) == code
+    told = capfd.readouterr().err
+    assert message in told
+    assert told.startswith("hvdyolo")
+    assert told.count("\n") == 1
     assert not (photos / "out").exists()
+    assert not out.is_dir()
 
 
-def test_dry_run_writes_nothing(launch: Any, photos: Path, weights: Path, tmp_path: Path) -> None:
-    ended = launch(words(photos, weights, tmp_path / "out", "--dry-run"))
-    assert ended.code == 0, ended.output
-    assert f"{IMAGES} images in {IMAGES // 2} chunks" in ended.output
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["no source", "empty source", "out is a file"])
+def test_all_ranks_end_together(launch: Any, photos: Path, weights: Path, tmp_path: Path, what: str) -> None:
+    """Errors that every rank finds, that only the first one finds, and that lie in the output."""
+    codes = {"no source": 2, "empty source": 65, "out is a file": 74}
+    source = tmp_path / "source"
+    if what == "empty source":
+        source.mkdir()
+    elif what == "out is a file":
+        source = photos
+        (tmp_path / "out").write_text("")
+    ended = launch(words(source, weights, tmp_path / "out"), "mpirun", 2)
+    assert ended.code == codes[what], ended.output
+    assert len([line for line in ended.output.splitlines() if line.startswith("hvdyolo")]) == 1
+    assert "Traceback" not in ended.output
+
+
+def test_dry_run_writes_nothing(
+    capfd: pytest.CaptureFixture[str], photos: Path, weights: Path, tmp_path: Path
+) -> None:
+    assert run_here(words(photos, weights, tmp_path / "out", "--dry-run")) == 0
+    assert f"{IMAGES} images in {IMAGES // 2} chunks" in capfd.readouterr().out
     assert not (tmp_path / "out").exists()
 
 
@@ -256,8 +310,8 @@ def test_a_list_means_the_files_it_names(launch: Any, photos: Path, weights: Pat
     shutil.copytree(photos / "day1", tmp_path / "photos")
     (tmp_path / "list.txt").write_text("photos/04.jpg\n\nphotos/01.jpg\n")
     out = tmp_path / "out"
-    assert launch(words(tmp_path / "list.txt", weights, out)).code == 0
-    images = json.loads(merged(launch, out))["images"]
+    assert run_here(words(tmp_path / "list.txt", weights, out)) == 0
+    images = json.loads(merged(out))["images"]
     assert [image["file_name"] for image in images] == ["photos/04.jpg", "photos/01.jpg"]
 
 
@@ -276,5 +330,5 @@ def test_a_stop_request_ends_in_order_and_can_be_taken_up_again(
     ended = launch.wait(process, 60)
     assert ended.code == 75, ended.output
     assert list((out / "claims").iterdir()) == []
-    assert launch(words(photos, weights, out)).code == 0
-    assert merged(launch, out) == (undisturbed / "merged/detections.json").read_bytes()
+    assert run_here(words(photos, weights, out)) == 0
+    assert merged(out) == (undisturbed / "merged/detections.json").read_bytes()

@@ -1,5 +1,6 @@
 """VOC folders: JPEGImages, Annotations, ImageSets/Main."""
 
+import os
 import xml.sax
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,21 +10,35 @@ from typing import Any
 from defusedxml import DefusedXmlException
 from defusedxml.sax import make_parser
 
+from hvdyolo.data.findings import Finding
 from hvdyolo.data.format import DIFFICULT, TRUNCATED
-from hvdyolo.data.sources.source import SourceBox, SourceImage
+from hvdyolo.data.sources.source import (
+    IMAGE_SUFFIXES,
+    SPLITS,
+    SourceBox,
+    SourceImage,
+    checked_names,
+    repeated_images,
+)
 from hvdyolo.utils.errors import DataError, UsageError
 
-_SPLITS = ("train", "val", "test")
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG")
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
 @dataclass
 class VocObject:
-    """An ``<object>`` element: its line and the text of its elements."""
+    """An ``<object>`` element: its line and the text of its elements and of its box's."""
 
     line: int
     values: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class VocAnnotation:
+    """An annotation file; ``size`` holds the text of the elements of ``<size>``."""
+
+    objects: list[VocObject] = field(default_factory=list)
+    size: dict[str, str] = field(default_factory=dict)
 
 
 class VocSource:
@@ -35,6 +50,7 @@ class VocSource:
 
     names: tuple[str, ...]
     splits: Mapping[str, Sequence[SourceImage]]
+    findings: Sequence[Finding]
 
     def __init__(self, root: Path, names: Sequence[str] | None = None) -> None:
         """Args:
@@ -42,30 +58,49 @@ class VocSource:
 
         Raises:
             UsageError: ``root`` is not laid out like VOC.
-            DataError: an annotation is missing or damaged, or has a class not in ``names``.
+            DataError: an annotation is missing or damaged.
         """
         for folder in ("JPEGImages", "Annotations", "ImageSets/Main"):
             if not (root / folder).is_dir():
                 raise UsageError(f"{root} is not a VOC dataset: it has no folder {folder}.")
-        lists = {split: root / "ImageSets" / "Main" / f"{split}.txt" for split in _SPLITS}
-        lists = {split: path for split, path in lists.items() if path.is_file()}
-        if not lists:
-            raise UsageError(f"{root}/ImageSets/Main has none of train.txt, val.txt and test.txt.")
-        self.splits = {
-            split: [_find(root, stem, path) for stem in sorted(_stems(path))] for split, path in lists.items()
-        }
-        self._objects = {
-            image.name: read_objects(image.annotation)
-            for images in self.splits.values()
-            for image in images
-            if image.annotation is not None
-        }
-        found = {value.values.get("name", "") for objects in self._objects.values() for value in objects}
-        self.names = tuple(names) if names is not None else tuple(sorted(found))
+        lists = _lists(root)
+        files = _files_by_stem(root / "JPEGImages")
+        findings: list[Finding] = []
+        self.splits = {split: _images(root, path, files, findings) for split, path in lists.items()}
+        self.findings = [*findings, *repeated_images(self.splits)]
+        self._annotations: dict[str, VocAnnotation] = {}
+        if names is None:
+            names = sorted(
+                {
+                    found.values.get("name", "")
+                    for images in self.splits.values()
+                    for image in images
+                    for found in self._annotation(image).objects
+                }
+            )
+            self.names = checked_names([name for name in names if name], str(root / "Annotations"))
+        else:
+            self.names = checked_names(names, "--names")
         self._numbers = {name: number for number, name in enumerate(self.names)}
 
+    def stated_size(self, image: SourceImage) -> tuple[int, int] | None:
+        """See :class:`Source`. Many tools leave zeros there, which tell nothing."""
+        size = self._annotation(image).size
+        try:
+            width, height = int(size["width"]), int(size["height"])
+        except (KeyError, ValueError):
+            return None
+        return (width, height) if width > 0 and height > 0 else None
+
     def boxes(self, image: SourceImage, width: int, height: int) -> list[SourceBox]:
-        return [self._box(image, found, (width, height)) for found in self._objects.get(image.name, ())]
+        """See :class:`Source`."""
+        return [self._box(image, found, (width, height)) for found in self._annotation(image).objects]
+
+    def _annotation(self, image: SourceImage) -> VocAnnotation:
+        assert image.annotation is not None
+        if image.name not in self._annotations:
+            self._annotations[image.name] = read_annotation(image.annotation)
+        return self._annotations[image.name]
 
     def _box(self, image: SourceImage, found: VocObject, size: tuple[int, int]) -> SourceBox:
         where = f"{image.annotation}:{found.line}"
@@ -81,8 +116,8 @@ class VocSource:
         return SourceBox.from_corners(found.line, self._numbers[name], corners, size, flags)
 
 
-def read_objects(path: Path) -> list[VocObject]:
-    """The objects of an annotation file, with their lines.
+def read_annotation(path: Path) -> VocAnnotation:
+    """An annotation file, its objects with their lines.
 
     Raises:
         DataError: it is not XML, or uses what hostile XML uses.
@@ -91,12 +126,17 @@ def read_objects(path: Path) -> list[VocObject]:
     parser = make_parser()
     parser.setContentHandler(handler)
     try:
-        parser.parse(str(path))
+        with open(path, "rb") as stream:
+            parser.parse(stream)
     except xml.sax.SAXParseException as error:
         raise DataError(f"{path}:{error.getLineNumber()}: is not valid XML: {error.getMessage()}.") from None
-    except (DefusedXmlException, OSError, ValueError) as error:
+    except DefusedXmlException as error:
+        raise DataError(f"{path} is refused, it declares XML entities: {type(error).__name__}.") from None
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}.") from None
+    except (ValueError, LookupError) as error:  # unknown or wrong encodings
         raise DataError(f"{path} cannot be read: {error}.") from None
-    return handler.objects
+    return handler.annotation
 
 
 class _Handler(xml.sax.ContentHandler):
@@ -104,7 +144,7 @@ class _Handler(xml.sax.ContentHandler):
 
     def __init__(self) -> None:
         super().__init__()
-        self.objects: list[VocObject] = []
+        self.annotation = VocAnnotation()
         self._path: list[str] = []
         self._text = ""
         self._locator: Any = None
@@ -116,7 +156,7 @@ class _Handler(xml.sax.ContentHandler):
         self._path.append(name)
         self._text = ""
         if name == "object" and len(self._path) == 2:
-            self.objects.append(VocObject(self._locator.getLineNumber()))
+            self.annotation.objects.append(VocObject(self._locator.getLineNumber()))
 
     def characters(self, content: str) -> None:
         self._text += content
@@ -124,23 +164,51 @@ class _Handler(xml.sax.ContentHandler):
     def endElement(self, name: str) -> None:  # noqa: N802 - overrides
         inside = self._path[1:-1]
         if inside in (["object"], ["object", "bndbox"]):
-            self.objects[-1].values[name] = self._text.strip()
+            self.annotation.objects[-1].values[name] = self._text.strip()
+        elif inside == ["size"]:
+            self.annotation.size[name] = self._text.strip()
         self._path.pop()
         self._text = ""
 
 
-def _stems(path: Path) -> list[str]:
-    return [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
+def _lists(root: Path) -> dict[str, Path]:
+    """The lists of the splits; ``trainval.txt`` is train and val once more, unless these are missing."""
+    folder = root / "ImageSets" / "Main"
+    lists = {split: folder / f"{split}.txt" for split in SPLITS}
+    lists = {split: path for split, path in lists.items() if path.is_file()}
+    if "train" not in lists and "val" not in lists and (folder / "trainval.txt").is_file():
+        lists = {"train": folder / "trainval.txt", **lists}
+    if not lists:
+        raise UsageError(f"{folder} has none of train.txt, val.txt and test.txt.")
+    return lists
 
 
-def _find(root: Path, stem: str, listed: Path) -> SourceImage:
-    for suffix in _SUFFIXES:
-        path = root / "JPEGImages" / f"{stem}{suffix}"
-        if path.is_file():
-            break
-    else:
-        raise DataError(f"{listed} lists {stem}, and {root}/JPEGImages has no such image.")
-    annotation = root / "Annotations" / f"{stem}.xml"
-    if not annotation.is_file():
-        raise DataError(f"{listed} lists {stem}, and {annotation} does not exist.")
-    return SourceImage(path, path.name, annotation)
+def _files_by_stem(folder: Path) -> dict[str, Path]:
+    """One listing instead of a look for every image and suffix, which metadata servers feel."""
+    with os.scandir(folder) as entries:
+        names = sorted((entry.name for entry in entries), reverse=True)
+    return {
+        Path(name).stem: folder / name for name in names if name.lower().endswith(IMAGE_SUFFIXES)
+    }  # where a stem has several suffixes, the first by name
+
+
+def _images(root: Path, listed: Path, files: dict[str, Path], findings: list[Finding]) -> list[SourceImage]:
+    images: dict[str, SourceImage] = {}
+    try:
+        lines = listed.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{listed} cannot be read: {error}.") from None
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        # Lists of a single class have a second column; a stem may hold spaces.
+        stem = line.strip() if line.strip() in files else line.split()[0]
+        if stem not in files:
+            raise DataError(f"{listed}:{number}: lists {stem}, and {root}/JPEGImages has no such image.")
+        annotation = root / "Annotations" / f"{stem}.xml"
+        if not annotation.is_file():
+            raise DataError(f"{listed}:{number}: lists {stem}, and {annotation} does not exist.")
+        if stem in images:
+            findings.append(Finding("repeated", str(listed), number, f"{stem} is listed before"))
+        images[stem] = SourceImage(files[stem], files[stem].name, annotation)
+    return sorted(images.values(), key=lambda image: image.name)

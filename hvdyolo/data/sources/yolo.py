@@ -1,17 +1,25 @@
 """YOLO folders: a ``data.yaml``, images, and a text file of labels beside each."""
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from hvdyolo.data.sources.source import SourceBox, SourceImage
+from hvdyolo.data.findings import Finding
+from hvdyolo.data.sources.source import (
+    IMAGE_SUFFIXES,
+    SPLITS,
+    SourceBox,
+    SourceImage,
+    checked_names,
+    image_files,
+    repeated_images,
+)
 from hvdyolo.utils.errors import DataError, UsageError
 
-_SPLITS = ("train", "val", "test")
-_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 # Fractions a little outside 0..1 are clipped and reported; numbers like these are pixels.
 _LEAST, _MOST = -0.5, 1.5
 
@@ -21,6 +29,7 @@ class YoloSource:
 
     names: tuple[str, ...]
     splits: Mapping[str, Sequence[SourceImage]]
+    findings: Sequence[Finding]
 
     def __init__(self, root: Path, names: Sequence[str] | None = None) -> None:
         """Args:
@@ -29,25 +38,35 @@ class YoloSource:
 
         Raises:
             UsageError: ``data.yaml`` is missing or does not fit.
+            DataError: a split is empty, or lists an image that does not exist.
         """
         path = root if root.is_file() else root / "data.yaml"
         if not path.is_file():
             raise UsageError(f"There is no {path}; --root must be the folder of data.yaml, or that file.")
         values = _read_yaml(path)
-        self.names = tuple(names) if names is not None else _names(values, path)
+        self.names = checked_names(names, "--names") if names is not None else _names(values, path)
+        findings: list[Finding] = []
         self.splits = {
-            split: _images(values, path, split) for split in _SPLITS if values.get(split) is not None
+            split: _images(values, path, split, findings) for split in SPLITS if values.get(split) is not None
         }
         if not self.splits:
             raise UsageError(f"{path} names no images under train, val or test.")
+        self.findings = [*findings, *repeated_images(self.splits), *_orphans(self.splits)]
+
+    def stated_size(self, image: SourceImage) -> tuple[int, int] | None:
+        """See :class:`Source`. Labels are fractions of the upright image, whatever its size."""
+        return None
 
     def boxes(self, image: SourceImage, width: int, height: int) -> list[SourceBox]:
+        """See :class:`Source`."""
         if image.annotation is None:
             return []
         try:
-            lines = image.annotation.read_text().splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"{image.annotation} cannot be read: {error}.") from None
+            lines = image.annotation.read_text(encoding="utf-8-sig").splitlines()
+        except OSError as error:
+            raise DataError(f"{image.annotation} cannot be read: {error.strerror}.") from None
+        except UnicodeDecodeError:
+            raise DataError(f"{image.annotation} is not text; labels are rows of numbers.") from None
         return [
             self._box(line, f"{image.annotation}:{number}", number)
             for number, line in enumerate(lines, 1)
@@ -58,21 +77,22 @@ class YoloSource:
         try:
             values = [float(word) for word in text.split()]
         except ValueError:
-            raise DataError(f"{where}: '{text.strip()}' is not a row of numbers.") from None
+            raise DataError(f"{where}: '{text.strip()[:60]}' is not a row of numbers.") from None
         if len(values) != 5 and (len(values) < 7 or len(values) % 2 == 0):
             raise DataError(
                 f"{where}: has {len(values)} numbers, not class cx cy w h or class and a polygon."
             )
         if not all(map(math.isfinite, values)) or values[0] != int(values[0]):
-            raise DataError(f"{where}: '{text.strip()}' has a class or a number that is none.")
+            raise DataError(f"{where}: '{text.strip()[:60]}' has a class or a number that is none.")
         label, numbers = int(values[0]), values[1:]
         if not 0 <= label < len(self.names):
             raise DataError(
                 f"{where}: class {label} is beyond the {len(self.names)} names (0 … {len(self.names) - 1})."
             )
-        if not all(_LEAST <= value <= _MOST for value in numbers):
+        wild = [value for value in numbers if not _LEAST <= value <= _MOST]
+        if wild:
             raise DataError(
-                f"{where}: labels must be fractions of the image in 0..1; these look like pixels."
+                f"{where}: labels must be fractions of the image in 0..1, and {wild[0]:g} looks like pixels."
             )
         if len(numbers) > 4:
             numbers = _polygon_box(numbers)
@@ -90,7 +110,9 @@ def _polygon_box(points: list[float]) -> list[float]:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text())
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from None
     if not isinstance(values, dict):
@@ -101,63 +123,104 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 def _names(values: dict[str, Any], path: Path) -> tuple[str, ...]:
     names = values.get("names")
     if isinstance(names, dict):
-        if sorted(names) != list(range(len(names))):
+        if sorted(names, key=str) != sorted(range(len(names)), key=str):
             raise UsageError(f"{path}: the numbers of 'names' must be 0, 1, 2 and so on.")
         names = [names[number] for number in range(len(names))]
     if not isinstance(names, list) or not names:
         raise UsageError(f"{path} has no list 'names' of class names.")
     if "nc" in values and values["nc"] != len(names):
         raise UsageError(f"{path}: nc is {values['nc']} and there are {len(names)} names.")
-    return tuple(map(str, names))
+    return checked_names([str(name) for name in names], str(path))
 
 
-def _images(values: dict[str, Any], path: Path, split: str) -> list[SourceImage]:
-    entries = values[split]
-    images: dict[str, SourceImage] = {}
-    for entry in entries if isinstance(entries, list) else [entries]:
-        for image in _entry_images(_resolve(str(entry), values, path, split)):
-            images[image.name] = image
-    if not images:
-        raise DataError(f"{path}: the split '{split}' is empty: {entries} holds no images.")
-    return [images[name] for name in sorted(images)]
+def _images(values: dict[str, Any], path: Path, split: str, findings: list[Finding]) -> list[SourceImage]:
+    """Images of a split; their names are relative to the folder that all of them have in common."""
+    entries = values[split] if isinstance(values[split], list) else [values[split]]
+    if not all(isinstance(entry, str) for entry in entries):
+        raise UsageError(f"{path}: '{split}' must be a folder, a list file, or several of these.")
+    found: dict[Path, None] = {}
+    folders: set[str] = set()
+    for entry in entries:
+        resolved = _resolve(entry, values, path, split)
+        listed = sorted(image_files(resolved)) if resolved.is_dir() else _listed(resolved)
+        folders |= {str(resolved)} if resolved.is_dir() else {str(image.parent) for image in listed}
+        for image in listed:
+            if image in found:
+                findings.append(Finding("repeated", str(image), 0, f"twice in {split}"))
+            found[image] = None
+    if not found:
+        raise DataError(f"{path}: the split '{split}' is empty: {', '.join(entries)} holds no images.")
+    common = os.path.commonpath(folders)
+    images = [SourceImage(image, os.path.relpath(image, common), _label_file(image)) for image in found]
+    return sorted(images, key=lambda image: image.name)
 
 
 def _resolve(entry: str, values: dict[str, Any], path: Path, split: str) -> Path:
     """An entry is relative to 'path' if given, which is relative to data.yaml; some are so to data.yaml."""
-    base = path.parent / str(values.get("path") or "")
-    tried = [base / entry, path.parent / entry]
+    folder = path.absolute().parent
+    base = folder / str(values.get("path") or "")
+    tried = [base / entry, folder / entry]
     # Exports for a training folder elsewhere begin with ../, though the images lie beside data.yaml.
     if entry.startswith("../"):
-        tried.append(path.parent / entry[3:])
+        tried.append(folder / entry[3:])
     for candidate in tried:
         if candidate.exists():
-            return candidate
+            return Path(os.path.normpath(candidate))
     raise UsageError(f"{path}: '{split}: {entry}' does not exist; it was looked for at {tried[0]}.")
 
 
-def _entry_images(entry: Path) -> list[SourceImage]:
-    """Images of a folder, nested ones too, or of a list of paths."""
-    if entry.is_dir():
-        return [
-            SourceImage(path, str(path.relative_to(entry)), _label_file(path))
-            for path in sorted(entry.rglob("*"))
-            if path.suffix.lower() in _SUFFIXES
-        ]
+def _listed(path: Path) -> list[Path]:
+    """Images of a text file, one path a line, relative to the file."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}.") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"{path} is neither a folder of images nor a text file of image paths.") from None
     images = []
-    for line in entry.read_text().splitlines():
-        if line.strip():
-            path = entry.parent / line.strip()
-            if not path.is_file():
-                raise DataError(f"{entry} lists {line.strip()}, which does not exist.")
-            images.append(SourceImage(path, line.strip().removeprefix("./"), _label_file(path)))
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        image = Path(os.path.normpath(path.parent / line.strip()))
+        if not image.is_file():
+            raise DataError(f"{path}:{number}: lists {line.strip()}, which does not exist.")
+        images.append(image)
     return images
 
 
 def _label_file(image: Path) -> Path | None:
+    """The label file of an image, ``None`` if it has none."""
+    path = _label_place(image)
+    return path if path.is_file() else None
+
+
+def _label_place(image: Path) -> Path:
     """``…/labels/….txt`` for ``…/images/….jpg``: the last folder of that name is exchanged."""
     parts = list(image.parts)
     folders = [number for number, part in enumerate(parts[:-1]) if part == "images"]
     if folders:
         parts[folders[-1]] = "labels"
-    path = Path(*parts).with_suffix(".txt")
-    return path if path.is_file() else None
+    return Path(*parts).with_suffix(".txt")
+
+
+def _orphans(splits: Mapping[str, Sequence[SourceImage]]) -> list[Finding]:
+    """Label files beside used ones whose image is not there: often misspelt or lost."""
+    used = {image.annotation for images in splits.values() for image in images if image.annotation}
+    findings = []
+    for folder in sorted({path.parent for path in used if "labels" in path.parts}):
+        beside = _image_folder(folder)
+        # An image that is there and in no list was left out on purpose.
+        stems = {path.stem for path in beside.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES}
+        findings += [
+            Finding("orphan", str(path), 0, f"no image of that name in {beside}")
+            for path in sorted(folder.glob("*.txt"))
+            if path.stem not in stems and path not in used and path.name != "classes.txt"
+        ]
+    return findings
+
+
+def _image_folder(labels: Path) -> Path:
+    """The way back from :func:`_label_place`."""
+    parts = list(labels.parts)
+    last = max(number for number, part in enumerate(parts) if part == "labels")
+    return Path(*parts[:last], "images", *parts[last + 1 :])

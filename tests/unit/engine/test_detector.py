@@ -197,9 +197,10 @@ def test_what_is_no_image_is_refused_by_name(weights: Path, tmp_path: Path) -> N
         detector(tmp_path / "cut.png")
     with pytest.raises(UsageError, match=r"none\.jpg"):
         detector(tmp_path / "none.jpg")
-    with pytest.raises(DataError, match="1024 pixels|32 x 32"):
-        Image.fromarray(picture(32, 32)).save(tmp_path / "large.png")
-        Detector(weights, max_pixels=1000)(tmp_path / "large.png")
+    Image.fromarray(picture(32, 32)).save(tmp_path / "large.png")
+    careful = Detector(weights, max_pixels=1000)
+    with pytest.raises(DataError, match="32 x 32"):
+        careful(tmp_path / "large.png")
     for array in (np.zeros((4, 4), np.uint8), np.zeros((4, 4, 4), np.uint8), np.zeros((4, 4, 3))):
         with pytest.raises(UsageError, match="uint8 of shape"):
             detector([array])  # type: ignore[list-item]

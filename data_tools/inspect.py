@@ -1,0 +1,14 @@
+"""Describe packed data in figures, and draw samples with their boxes."""
+
+import sys
+
+if __name__ == "__main__":
+    del sys.path[0]  # this folder, where this file would stand in for the standard library's module
+    from hvdyolo.data.inspection import main
+    from hvdyolo.utils.errors import HvdyoloError
+
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except HvdyoloError as error:
+        print(f"inspect: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)

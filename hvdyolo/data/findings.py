@@ -1,0 +1,44 @@
+"""What is worth telling whoever made the labels."""
+
+from dataclasses import dataclass
+
+MEANINGS = {
+    "degenerate": "boxes without width or height, left out",
+    "outside": "boxes wholly outside their image, left out",
+    "duplicate": "boxes that repeat another of the same image and class, left out",
+    "clipped": "boxes that crossed the border, clipped to it",
+    "tiny": "boxes of less than 2 pixels, kept",
+    "unreadable": "images that cannot be decoded, left out",
+    "rotated": "images with an EXIF orientation",
+    "resolution": "images of another size than their annotation says",
+    "large": "images of more pixels than training takes by default, kept",
+    "missing": "images without a label file, kept as background",
+    "unlabelled": "images whose labels hold no box, kept as background",
+    "orphan": "label files without an image, left out",
+    "repeated": "images listed more than once, or in several splits",
+}
+"""Kinds of findings and what became of them, in the order of the report."""
+
+LOSSES = ("degenerate", "outside", "duplicate", "unreadable", "orphan")
+"""Kinds by which something of the source is not in the packed data."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something an annotator may want to look at.
+
+    Attributes:
+        kind: a key of :data:`MEANINGS`.
+        file: the annotation file, or the image where it is about that.
+        line: in the annotation file; 0 where that means nothing.
+        detail: figures, and which row or image of the file where no line tells.
+    """
+
+    kind: str
+    file: str
+    line: int
+    detail: str
+
+    def __str__(self) -> str:
+        place = f"{self.file}:{self.line}" if self.line else self.file
+        return f"{place}: {self.kind}: {self.detail}"

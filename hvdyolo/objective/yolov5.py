@@ -1,0 +1,72 @@
+"""YOLOv5's loss of one batch by itself: for comparing with published values, and for users' own loops."""
+
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hvdyolo.config import LossConfig
+from hvdyolo.objective.assign import Assigner
+from hvdyolo.objective.loss import StepCounts, detection_loss
+from hvdyolo.objective.targets import pad_matches
+
+
+class Model(Protocol):
+    """What the loss needs to know of a network, and how it is called."""
+
+    @property
+    def strides(self) -> tuple[int, ...]: ...
+
+    @property
+    def anchors_pixels(self) -> Tensor: ...
+
+    def __call__(self, images: Tensor) -> Any: ...
+
+
+def yolov5_loss(
+    model: Model, images: Tensor, targets: Tensor, settings: LossConfig | None = None
+) -> dict[str, Tensor]:
+    """The loss of one batch, normalised by its own images and matches.
+
+    Args:
+        model: in whichever mode it is; batch norm does what that mode says.
+        images: (B, 3, H, W) in 0..1.
+        targets: (n, 6): number of the image in the batch, class, cx, cy, w, h in 0..1.
+        settings: gains and thresholds as published by default.
+
+    Returns:
+        Scalars ``box``, ``obj`` and ``cls``, gains included, and ``total``, their sum times B.
+    """
+    settings = LossConfig() if settings is None else settings
+    batch, _, height, width = images.shape
+    levels = _raw_levels(model(images))
+    assigner = Assigner(model.strides, model.anchors_pixels.cpu().numpy(), settings.anchor_threshold)
+    rows = targets.detach().cpu().numpy().astype(np.float32)
+    labels = [rows[rows[:, 0] == image, 1:] for image in range(batch)]
+    matches = assigner(labels, height, width)
+    padded = pad_matches([matches], [level[..., 0].numel() for level in levels])
+    counts = StepCounts(
+        images=torch.tensor(float(batch), device=images.device),
+        matches=torch.tensor([float(len(level.cell)) for level in matches], device=images.device),
+    )
+    terms = detection_loss(
+        levels,
+        [level.to(images.device) for level in padded],
+        torch.ones(batch, device=images.device),
+        counts,
+        settings,
+        width,
+    )
+    return {
+        "box": terms.box,
+        "obj": terms.objectness,
+        "cls": terms.classification,
+        "total": terms.total,
+    }
+
+
+def _raw_levels(output: Any) -> list[Tensor]:
+    """In evaluation mode the raw levels come second, after the decoded boxes."""
+    levels: list[Tensor] = output[1] if isinstance(output, tuple) else output
+    return levels

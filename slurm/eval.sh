@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# Scores weights on a packed split; the same arguments as `hvdyolo eval`:
+#
+#   sbatch slurm/eval.sh --weights RUN/weights/best.safetensors --data PACKED
+#
+#SBATCH --job-name=hvdyolo-eval
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --time=04:00:00
+#SBATCH --output=%x-%j.out
+#SBATCH --open-mode=append
+#SBATCH --requeue
+set -uo pipefail
+
+# SLURM runs a copy of this file: what lies beside the original is found by the job's record.
+here=$(dirname -- "${BASH_SOURCE[0]}")
+if [[ -n ${SLURM_JOB_ID:-} ]]; then
+  command=$(scontrol show job "$SLURM_JOB_ID" | sed -n '/^ *Command=/{s///p;q}')
+  here=${command%%/eval.sh*}
+  if [[ ! -r $here/common.sh ]]; then here=${SLURM_SUBMIT_DIR:-.}; fi
+  if [[ ! -r $here/common.sh ]]; then here=${SLURM_SUBMIT_DIR:-.}/slurm; fi
+fi
+# shellcheck source=slurm/common.sh
+source "$here/common.sh" || exit 2
+
+prepare_site "$here"
+run_once hvdyolo eval "$@"

@@ -1,0 +1,133 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hvdyolo.data.sources.coco import CocoSource
+from hvdyolo.utils.errors import DataError, UsageError
+
+CATEGORIES = [{"id": 90, "name": "toothbrush"}, {"id": 1, "name": "person"}, {"id": 13, "name": "stop sign"}]
+CONTENT: dict[str, Any] = {
+    "images": [
+        {"id": 7, "file_name": "b.jpg", "width": 200, "height": 100},
+        {"id": 3, "file_name": "a.jpg", "width": 100, "height": 100},
+    ],
+    "annotations": [
+        {"id": 1, "image_id": 7, "category_id": 90, "bbox": [10, 20, 40, 60], "iscrowd": 0},
+        {"id": 2, "image_id": 7, "category_id": 1, "bbox": [0, 0, 200, 100], "iscrowd": 1},
+        {"id": 3, "image_id": 3, "category_id": 13, "bbox": [1, 2, 3, 4]},
+    ],
+    "categories": CATEGORIES,
+}
+
+
+@pytest.fixture
+def coco(tmp_path: Path) -> Callable[..., Path]:
+    """Make a COCO folder of annotation files by name."""
+
+    def make(folder: str = "train2017", **contents: Any) -> Path:
+        (tmp_path / "annotations").mkdir()
+        (tmp_path / folder).mkdir(parents=True)
+        for name, content in contents.items():
+            text = content if isinstance(content, str) else json.dumps(content)
+            (tmp_path / "annotations" / f"{name}.json").write_text(text)
+        return tmp_path
+
+    return make
+
+
+def test_categories_with_gaps_become_numbers_without(coco: Callable[..., Path]) -> None:
+    root = coco(instances_train2017=CONTENT)
+    source = CocoSource(root)
+    assert source.names == ("person", "stop sign", "toothbrush")
+    first, second = source.splits["train"]
+    assert (first.name, second.name) == ("a.jpg", "b.jpg")
+    assert second.path == root / "train2017" / "b.jpg"
+    assert source.stated_size(second) == (200, 100)
+    box, crowd = source.boxes(second, 200, 100)
+    # x 10, y 20, w 40, h 60 of 200 x 100.
+    assert (box.label, box.cx, box.cy, box.width, box.height) == (2, 0.15, 0.5, 0.2, 0.6)
+    assert (crowd.label, crowd.flags, box.flags) == (0, 1, 0)
+    assert box.note == "annotation 1 of b.jpg"
+    assert [other.label for other in source.boxes(first, 100, 100)] == [1]
+
+
+def test_given_names_choose_categories(coco: Callable[..., Path]) -> None:
+    source = CocoSource(coco(instances_train2017=CONTENT), ["toothbrush", "person"])
+    first, second = source.splits["train"]
+    assert [box.label for box in source.boxes(second, 200, 100)] == [0, 1]
+    assert source.boxes(first, 100, 100) == []
+
+
+def test_a_name_that_is_no_category_is_wrong_usage(coco: Callable[..., Path]) -> None:
+    with pytest.raises(UsageError, match="no category 'dog'; it has person, stop sign"):
+        CocoSource(coco(instances_train2017=CONTENT), ["dog"])
+
+
+@pytest.mark.parametrize("folder", ["train2017", "images/train2017", "train", "images/train", "images"])
+def test_images_lie_in_one_of_the_usual_folders(coco: Callable[..., Path], folder: str) -> None:
+    root = coco(folder, instances_train2017=CONTENT)
+    assert CocoSource(root).splits["train"][0].path == root / folder / "a.jpg"
+
+
+def test_no_folder_of_images_is_wrong_usage(coco: Callable[..., Path]) -> None:
+    with pytest.raises(UsageError, match="needs its images in .*train2017"):
+        CocoSource(coco("pictures", instances_train2017=CONTENT))
+
+
+def test_two_files_for_a_split_are_ambiguous(coco: Callable[..., Path]) -> None:
+    with pytest.raises(UsageError, match=r"several files for 'train' \(instances_train2014\.json, "):
+        CocoSource(coco(instances_train2014=CONTENT, instances_train2017=CONTENT))
+
+
+def test_no_annotations_are_wrong_usage(coco: Callable[..., Path]) -> None:
+    with pytest.raises(UsageError, match="no instances_train"):
+        CocoSource(coco())
+
+
+def changed(key: str, row: int, **values: Any) -> dict[str, Any]:
+    content = json.loads(json.dumps(CONTENT))
+    content[key][row].update(values)
+    return content
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("{", "not a COCO instances file"),
+        ("[]", "no list 'images'"),
+        ("[" * 100_000, "not a COCO instances file"),
+        ({**CONTENT, "annotations": {}}, "no list 'annotations'"),
+        ({**CONTENT, "images": [{"id": 3}]}, "row 0 of 'images' has no valid 'file_name'"),
+        ({**CONTENT, "images": [3]}, "row 0 of 'images' is no object"),
+        ({**CONTENT, "categories": [{"id": "x", "name": "y"}]}, "row 0 of 'categories' has no valid 'id'"),
+        (changed("annotations", 1, image_id=99), "annotation 2 is of image 99"),
+        (changed("annotations", 1, category_id=2), "annotation 2 is of category 2"),
+        (changed("images", 1, file_name="b.jpg"), r"lists the image b\.jpg twice"),
+    ],
+)
+def test_a_damaged_file_is_told(coco: Callable[..., Path], content: Any, says: str) -> None:
+    with pytest.raises(DataError, match=rf"instances_train2017\.json.*{says}"):
+        CocoSource(coco(instances_train2017=content))
+
+
+@pytest.mark.parametrize("bbox", [None, [1, 2, 3], [1, 2, 3, "x"], "1234"])
+def test_an_annotation_without_a_box_is_named(coco: Callable[..., Path], bbox: Any) -> None:
+    source = CocoSource(coco(instances_train2017=changed("annotations", 0, bbox=bbox)))
+    image = source.splits["train"][1]
+    with pytest.raises(DataError, match=r"annotation 1 of b\.jpg has no bbox of four numbers"):
+        source.boxes(image, 200, 100)
+
+
+def test_splits_that_disagree_about_a_category_are_refused(coco: Callable[..., Path]) -> None:
+    other = {**CONTENT, "categories": [{"id": 1, "name": "dog"}], "annotations": []}
+    with pytest.raises(DataError, match="category 1 is 'dog' here and 'person' in another split"):
+        CocoSource(coco(folder="images", instances_train=CONTENT, instances_val=other))
+
+
+def test_two_categories_of_one_name_are_refused(coco: Callable[..., Path]) -> None:
+    content = {**CONTENT, "categories": [*CATEGORIES, {"id": 2, "name": "person"}]}
+    with pytest.raises(UsageError, match="'person' twice"):
+        CocoSource(coco(instances_train2017=content))

@@ -1,0 +1,188 @@
+import io
+import struct
+import zlib
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hvdyolo.data.images import (
+    ImageTooLargeError,
+    decode,
+    decode_upright,
+    encode_jpeg,
+    letterbox_image,
+    load,
+    read_header,
+    resize,
+)
+from hvdyolo.ops.letterbox import fit_letterbox
+from hvdyolo.utils.errors import DataError
+
+PLENTY = 10**6
+
+
+def save(image: Image.Image, format: str, **options: Any) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, format, **options)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("mode", "value", "rgb"),
+    [
+        ("RGB", (10, 20, 30), (10, 20, 30)),
+        ("L", 77, (77, 77, 77)),
+        ("1", 1, (255, 255, 255)),
+        ("RGBA", (10, 20, 30, 0), (10, 20, 30)),
+        ("LA", (77, 0), (77, 77, 77)),
+        ("I;16", 0x8000, (0x80, 0x80, 0x80)),
+        ("I;16", 0xFFFF, (0xFF, 0xFF, 0xFF)),
+    ],
+)
+def test_any_mode_becomes_rgb(mode: str, value: Any, rgb: tuple[int, int, int]) -> None:
+    pixels = decode(save(Image.new(mode, (5, 3), value), "PNG"), PLENTY)
+    assert pixels.shape == (3, 5, 3)
+    assert pixels.dtype == np.uint8
+    assert (pixels == rgb).all()
+
+
+def test_palette_and_print_colours_become_rgb(recwarn: pytest.WarningsRecorder) -> None:
+    palette = Image.new("P", (4, 2), 1)
+    palette.putpalette([0, 0, 0, 200, 100, 50])
+    assert (decode(save(palette, "PNG"), PLENTY) == (200, 100, 50)).all()
+    assert (decode(save(palette, "PNG", transparency=b"\x00\x80"), PLENTY) == (200, 100, 50)).all()
+    cyan = decode(save(Image.new("CMYK", (8, 8), (255, 0, 0, 0)), "JPEG"), PLENTY)
+    assert (cyan.reshape(-1, 3).mean(0) < (60, 256, 256)).all()
+    assert cyan[..., 2].min() > 180
+    assert not recwarn.list
+
+
+def test_pixels_without_a_known_white_are_refused() -> None:
+    for mode in ("I", "F"):
+        with pytest.raises(DataError, match="32 bits"):
+            decode(save(Image.new(mode, (4, 4)), "TIFF"), PLENTY)
+
+
+# The same picture, an L with its corner at the bottom left, stored in each of the eight orientations.
+UPRIGHT = np.zeros((3, 2, 3), dtype=np.uint8)
+UPRIGHT[:, 0] = UPRIGHT[2] = 255
+STORED = {
+    1: UPRIGHT,
+    2: UPRIGHT[:, ::-1],
+    3: UPRIGHT[::-1, ::-1],
+    4: UPRIGHT[::-1],
+    5: UPRIGHT.transpose(1, 0, 2),
+    6: np.rot90(UPRIGHT, 1),
+    7: UPRIGHT.transpose(1, 0, 2)[::-1, ::-1],
+    8: np.rot90(UPRIGHT, -1),
+}
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_exif_orientation_is_turned_upright(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = np.ascontiguousarray(STORED[orientation])
+    encoded = save(Image.fromarray(stored), "PNG", exif=exif)
+    header = read_header(encoded)
+    assert (header.format, header.exif_orientation) == ("PNG", orientation)
+    assert (header.height, header.width) == stored.shape[:2]
+    assert header.upright_size == (2, 3)
+    np.testing.assert_array_equal(decode(encoded, PLENTY), stored)
+    np.testing.assert_array_equal(decode_upright(encoded, PLENTY), UPRIGHT)
+
+
+def test_an_orientation_that_does_not_exist_is_upright() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 9
+    assert read_header(save(Image.fromarray(UPRIGHT), "PNG", exif=exif)).exif_orientation == 1
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG of a size it has no pixels for."""
+    data = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunk = b"IHDR" + data
+    end = struct.pack(">I", 0) + b"IEND" + struct.pack(">I", zlib.crc32(b"IEND"))
+    return (
+        b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk)) + end
+    )
+
+
+def test_a_bomb_is_refused_from_its_header() -> None:
+    with pytest.raises(ImageTooLargeError, match="1001 x 1000 pixels, more than the limit of 1000000"):
+        decode(png_header(1001, 1000), PLENTY)
+    with pytest.raises(ImageTooLargeError):  # Pillow's own limit
+        decode(png_header(100_000, 100_000), 10**12)
+    with pytest.raises(ImageTooLargeError):
+        load(png_header(1001, 1000), PLENTY)
+
+
+def test_the_limit_itself_is_allowed() -> None:
+    assert decode(save(Image.new("RGB", (100, 10)), "PNG"), 1000).shape == (10, 100, 3)
+
+
+@pytest.mark.parametrize("encoded", [b"", b"\0", b"GIF89a", b"not an image at all", b"\xff\xd8\xff\xe0"])
+def test_what_is_no_image_is_told(encoded: bytes) -> None:
+    for function in (read_header, lambda raw: decode(raw, PLENTY)):
+        with pytest.raises(DataError, match="is not an image|cannot be"):
+            function(encoded)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP"])
+def test_damaged_images_raise_data_errors_and_nothing_else(format: str) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    good = save(Image.fromarray(pixels), format)
+    random = np.random.default_rng(1)
+    for trial in range(150):
+        raw = bytearray(good)
+        for place in random.integers(0, len(raw), 4):
+            raw[place] = random.integers(256)
+        encoded = bytes(raw[: random.integers(len(raw))] if trial % 3 == 0 else raw)
+        for function in (read_header, lambda raw: decode_upright(raw, PLENTY)):
+            try:
+                function(encoded)
+            except DataError as error:
+                assert str(error)
+
+
+def test_a_truncated_jpeg_is_not_filled_with_grey(encode: Any) -> None:
+    encoded = encode(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8), "JPEG")
+    with pytest.raises(DataError, match="cannot be decoded"):
+        decode(encoded[: len(encoded) // 2], PLENTY)
+
+
+def test_shrinking_averages_and_enlarging_interpolates() -> None:
+    """Shrinking by two with the triangle rule: weights 1, 3, 3, 1 of 8 on the four nearest pixels."""
+    row = np.array([0, 0, 80, 160, 0, 0], dtype=np.uint8)
+    image = np.repeat(np.repeat(row[None, :, None], 6, 0), 3, 2)
+    shrunk = resize(image, 3, 6)
+    # The middle pixel sees columns 1 … 4: 0, 80, 160, 0.
+    assert shrunk[0, 1, 0] == (1 * 0 + 3 * 80 + 3 * 160 + 1 * 0) / 8
+    enlarged = resize(image[:, 2:4], 4, 6)
+    assert enlarged[0, :, 0].tolist() == [80, 100, 140, 160]
+
+
+def test_resizing_to_the_same_size_changes_nothing() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (7, 9, 3), dtype=np.uint8)
+    assert resize(image, 9, 7) is image
+
+
+def test_a_letterbox_is_grey_around_the_resized_image() -> None:
+    image = np.full((20, 40, 3), 255, dtype=np.uint8)
+    boxed = letterbox_image(image, fit_letterbox(20, 40, 32))
+    assert boxed.shape == (32, 32, 3)
+    assert (boxed[:8] == 114).all()
+    assert (boxed[8:24] == 255).all()
+    assert (boxed[24:] == 114).all()
+
+
+def test_a_jpeg_keeps_its_colours_at_full_resolution() -> None:
+    """Red and blue columns, one pixel wide, would become purple with subsampled colours."""
+    image = np.zeros((16, 16, 3), dtype=np.uint8)
+    image[:, 0::2, 0] = image[:, 1::2, 2] = 255
+    decoded = decode(encode_jpeg(image, 100), PLENTY).astype(int)
+    assert abs(decoded - image).mean() < 3
+    assert len(encode_jpeg(image, 50)) < len(encode_jpeg(image, 95))

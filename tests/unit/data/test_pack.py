@@ -1,0 +1,452 @@
+import json
+import shutil
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hvdyolo.data import pack as pack_module
+from hvdyolo.data.images import decode
+from hvdyolo.data.manifest import read_manifest
+from hvdyolo.data.pack import main
+from hvdyolo.data.reader import PackedSplit
+from hvdyolo.data.synth import write_dataset
+from hvdyolo.utils.errors import (
+    DataError,
+    HvdyoloError,
+    InternalError,
+    MismatchError,
+    StorageError,
+    UsageError,
+)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, encode: Callable[..., bytes]) -> Callable[..., Path]:
+    """Make a YOLO folder of ``count`` noise images a split, each with one box."""
+
+    def make(**counts: int) -> Path:
+        root = tmp_path / "source"
+        for split, count in counts.items():
+            for number in range(count):
+                image = root / "images" / split / f"{number:03d}.jpg"
+                label = root / "labels" / split / f"{number:03d}.txt"
+                for path in (image, label):
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                pixels = np.random.default_rng(number).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+                image.write_bytes(encode(pixels, "JPEG"))
+                label.write_text(f"{number % 2} 0.5 0.5 0.25 {(number + 1) / 100}\n")
+        splits = "".join(f"{split}: images/{split}\n" for split in counts)
+        (root / "data.yaml").write_text(splits + "names: [cat, dog]\n")
+        return root
+
+    return make
+
+
+def pack(root: Path, out: Path, *more: object, rank: int = 0, size: int = 1, source: str = "yolo") -> int:
+    return main(["--source", source, "--root", str(root), "--out", str(out), *map(str, more)], rank, size)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_packed_bytes_are_the_source_bytes_with_their_labels(folder: Callable[..., Path], tmp_path: Path) -> None:
+    root = folder(train=20, val=5)
+    before = contents(root)
+    assert pack(root, tmp_path / "out") == 0
+    assert contents(root) == before
+    for name, count in (("train", 20), ("val", 5)):
+        split = PackedSplit(tmp_path / "out", name)
+        assert split.names == ("cat", "dog")
+        assert sorted(split.name(index) for index in range(len(split))) == [
+            f"{number:03d}.jpg" for number in range(count)
+        ]
+        for index in range(count):
+            number = int(split.name(index)[:3])
+            assert split.read(index) == before[f"images/{name}/{split.name(index)}"]
+            assert split.sample_id(index) == number
+            assert split.size(index) == split.source_size(index) == (48, 64)
+            assert split.labels(index).tolist() == [
+                pytest.approx([number % 2, 0.5, 0.5, 0.25, (number + 1) / 100])
+            ]
+
+
+def test_samples_are_shuffled(folder: Callable[..., Path], tmp_path: Path) -> None:
+    pack(folder(train=30), tmp_path / "out")
+    split = PackedSplit(tmp_path / "out", "train")
+    ids = np.array([split.sample_id(index) for index in range(30)])
+    assert (np.diff(ids) != 1).mean() > 0.8
+    assert len({label for index in range(6) for label in split.labels(index)[:, 0]}) == 2
+
+
+def test_nothing_but_shards_manifest_and_report_is_left(folder: Callable[..., Path], tmp_path: Path) -> None:
+    pack(folder(train=3, test=2), tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "lint.json", "lint.txt", "manifest.json", "test-00000-of-00001.h5", "train-00000-of-00001.h5"
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def many_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shards of about 10 KiB, so that few images make many."""
+    monkeypatch.setattr(pack_module, "_BYTES_A_MIB", 10 << 10)
+
+
+def in_threads(*calls: Callable[[], Any]) -> list[Any]:
+    """Results, or the errors, of calls that run at the same time, as ranks do."""
+    results: list[Any] = [None] * len(calls)
+
+    def run(place: int) -> None:
+        try:
+            results[place] = calls[place]()
+        except BaseException as error:
+            results[place] = error
+
+    threads = [threading.Thread(target=run, args=(place,)) for place in range(len(calls))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+        assert not thread.is_alive(), "a rank waits for ever"
+    return results
+
+
+@pytest.mark.usefixtures("many_shards")
+@pytest.mark.parametrize(("size", "workers"), [(1, 4), (2, 1), (3, 2), (40, 1)])
+def test_any_number_of_ranks_and_workers_writes_the_same_bytes(
+    folder: Callable[..., Path], tmp_path: Path, size: int, workers: int
+) -> None:
+    root = folder(train=40, val=12)
+    pack(root, tmp_path / "one", "--shard-mb", 1, "--workers", 1)
+    assert len(list((tmp_path / "one").glob("train-*.h5"))) > 5
+    ranks = [
+        lambda rank=rank: pack(
+            root, tmp_path / "many", "--shard-mb", 1, "--workers", workers, rank=rank, size=size
+        )
+        for rank in range(size)
+    ]
+    assert in_threads(*ranks) == [0] * size
+    assert contents(tmp_path / "many") == contents(tmp_path / "one")
+
+
+@pytest.mark.usefixtures("many_shards")
+def test_shards_are_of_about_the_size_asked_for(folder: Callable[..., Path], tmp_path: Path) -> None:
+    root = folder(train=40)
+    total = sum(path.stat().st_size for path in (root / "images/train").iterdir())
+    pack(root, tmp_path / "out", "--shard-mb", 2)
+    shards = read_manifest(tmp_path / "out").splits["train"].shards
+    assert sum(shard.data_bytes for shard in shards) == total
+    assert all(abs(shard.data_bytes - (20 << 10)) < 8 << 10 for shard in shards)
+
+
+@pytest.mark.usefixtures("many_shards")
+def test_an_interrupted_packing_looks_unfinished_and_goes_on(
+    folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = folder(train=40)
+    pack(root, tmp_path / "whole", "--shard-mb", 1)
+    packed: list[str] = []
+    pack_shard = pack_module._pack_shard
+
+    def interrupted(source: Any, task: Any, *more: Any) -> None:
+        if len(packed) == 3:
+            raise KeyboardInterrupt
+        packed.append(task.file)
+        pack_shard(source, task, *more)
+
+    monkeypatch.setattr(pack_module, "_pack_shard", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        pack(root, tmp_path / "out", "--shard-mb", 1)
+    with pytest.raises(UsageError, match="not a packed dataset"):
+        read_manifest(tmp_path / "out")
+    first = packed.copy()
+    packed.append("so that it is not interrupted again")
+    assert pack(root, tmp_path / "out", "--shard-mb", 1) == 0
+    assert not set(first) & set(packed[4:])
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+@pytest.mark.usefixtures("many_shards")
+@pytest.mark.parametrize("change", [("--quality", 50, "--imgsz", 32), ()])
+def test_an_unfinished_packing_of_something_else_is_refused(
+    folder: Callable[..., Path], tmp_path: Path, change: tuple[object, ...]
+) -> None:
+    root = folder(train=40)
+    image = root / "images/train/007.jpg"
+    good = image.read_bytes()
+    image.write_bytes(b"no image")
+    with pytest.raises(DataError):
+        pack(root, tmp_path / "out", "--shard-mb", 1)
+    if change:
+        with pytest.raises(MismatchError, match="unfinished packing of another source or with other settings"):
+            pack(root, tmp_path / "out", "--shard-mb", 1, *change)
+        return
+    image.write_bytes(good)  # the source has changed
+    with pytest.raises(MismatchError, match="unfinished packing"):
+        pack(root, tmp_path / "out", "--shard-mb", 1)
+
+
+def test_a_folder_of_something_else_is_left_alone(folder: Callable[..., Path], tmp_path: Path) -> None:
+    root = folder(train=2)
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "thesis.tex").write_text("precious")
+    with pytest.raises(MismatchError, match="is not empty") as caught:
+        pack(root, out)
+    assert caught.value.exit_code == 78
+    assert contents(out) == {"thesis.tex": b"precious"}
+
+
+def test_a_packed_dataset_is_not_overwritten(folder: Callable[..., Path], tmp_path: Path) -> None:
+    root = folder(train=2)
+    pack(root, tmp_path / "out")
+    before = contents(tmp_path / "out")
+    with pytest.raises(MismatchError, match="already holds a packed dataset"):
+        pack(root, tmp_path / "out")
+    assert contents(tmp_path / "out") == before
+
+
+def test_an_output_that_cannot_be_made_is_exit_74(folder: Callable[..., Path], tmp_path: Path) -> None:
+    root = folder(train=2)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="cannot write .*file/out"):
+        pack(root, tmp_path / "file" / "out")
+    with pytest.raises(StorageError, match="cannot write .*file"):
+        pack(root, tmp_path / "file")
+
+
+def test_a_mistake_leaves_no_folder_behind(folder: Callable[..., Path], tmp_path: Path) -> None:
+    root = folder(train=2)
+    with pytest.raises(UsageError):
+        pack(root, tmp_path / "out", source="voc")
+    with pytest.raises(UsageError):
+        pack(root / "none", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("damage", [b"", b"no image", None])
+def test_an_unreadable_image_is_named_or_left_out(
+    folder: Callable[..., Path], tmp_path: Path, damage: bytes | None
+) -> None:
+    root = folder(train=6)
+    image = root / "images/train/003.jpg"
+    image.write_bytes(image.read_bytes()[:500] if damage is None else damage)
+    with pytest.raises(DataError, match=r"003\.jpg .*--skip-unreadable") as caught:
+        pack(root, tmp_path / "out")
+    assert caught.value.exit_code == 65
+    assert not (tmp_path / "out" / "manifest.json").exists()
+    shutil.rmtree(tmp_path / "out")
+    assert pack(root, tmp_path / "out", "--skip-unreadable") == 0
+    split = PackedSplit(tmp_path / "out", "train")
+    assert sorted(split.sample_id(index) for index in range(len(split))) == [0, 1, 2, 4, 5]
+    (finding,) = json.loads((tmp_path / "out" / "lint.json").read_text())["findings"]
+    assert (finding["kind"], Path(finding["file"]).name) == ("unreadable", "003.jpg")
+
+
+def test_a_split_of_which_nothing_can_be_read_is_empty(folder: Callable[..., Path], tmp_path: Path) -> None:
+    root = folder(train=2, val=2)
+    for path in (root / "images/val").iterdir():
+        path.write_bytes(b"no image")
+    with pytest.raises(DataError, match="The split 'val' is empty: none of its images can be read"):
+        pack(root, tmp_path / "out", "--skip-unreadable")
+
+
+@pytest.mark.usefixtures("many_shards")
+def test_a_shard_of_which_nothing_can_be_read_is_empty(folder: Callable[..., Path], tmp_path: Path) -> None:
+    root = folder(train=40)
+    pack(root, tmp_path / "out", "--shard-mb", 1)
+    split = PackedSplit(tmp_path / "out", "train")
+    lost = [index for index in range(40) if split.shard_file(index).startswith("train-00001")]
+    for index in lost:
+        path = root / "images/train" / split.name(index)
+        path.write_bytes(bytes(path.stat().st_size))
+    assert pack(root, tmp_path / "less", "--shard-mb", 1, "--skip-unreadable") == 0
+    less = PackedSplit(tmp_path / "less", "train")
+    kept = [split.sample_id(index) for index in range(40) if index not in lost]
+    assert [less.sample_id(index) for index in range(len(less))] == kept
+    assert [less.read(index) for index in range(len(less))] == [
+        split.read(index) for index in range(40) if index not in lost
+    ]
+
+
+def test_larger_images_are_shrunk_and_labels_stay(folder: Callable[..., Path], tmp_path: Path) -> None:
+    root = folder(train=1)
+    (root / "images/train/wide.png").write_bytes(png(np.full((30, 200, 3), 200, np.uint8)))
+    (root / "labels/train/wide.txt").write_text("1 0.5 0.5 0.5 1.0\n")
+    pack(root, tmp_path / "out", "--imgsz", 64)
+    split = PackedSplit(tmp_path / "out", "train")
+    found = {split.name(index): index for index in range(2)}
+    small, wide = found["000.jpg"], found["wide.png"]
+    assert split.read(small) == (root / "images/train/000.jpg").read_bytes()  # 64 is not larger than 64
+    assert split.size(wide) == (10, 64)  # 30 · 64 / 200 = 9.6
+    assert split.source_size(wide) == (30, 200)
+    assert decode(split.read(wide), 10**6).shape == (10, 64, 3)
+    assert split.labels(wide).tolist() == [[1, 0.5, 0.5, 0.5, 1.0]]
+    settings = read_manifest(tmp_path / "out").settings
+    assert (settings["max_side"], settings["quality"], settings["resampling"]) == (64, 95, "triangle")
+
+
+def test_the_saving_is_told(
+    folder: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pack(folder(train=3), tmp_path / "out", "--imgsz", 16, "--quality", 50)
+    told = capsys.readouterr().out
+    stored = sum(shard.data_bytes for shard in read_manifest(tmp_path / "out").splits["train"].shards)
+    source = sum(path.stat().st_size for path in (tmp_path / "source/images/train").iterdir())
+    assert f"images take {1 - stored / source:.0%} less than in the source" in told
+
+
+def png(pixels: np.ndarray, orientation: int = 1) -> bytes:
+    import io
+
+    stream = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(pixels).save(stream, "PNG", exif=exif)
+    return stream.getvalue()
+
+
+def test_rotated_images_are_turned_and_told(folder: Callable[..., Path], tmp_path: Path) -> None:
+    root = folder(train=1)
+    stored = np.zeros((20, 40, 3), dtype=np.uint8)
+    stored[:, :20] = 255  # orientation 6: the left half becomes the upper half
+    (root / "images/train/turned.png").write_bytes(png(stored, 6))
+    pack(root, tmp_path / "out")
+    split = PackedSplit(tmp_path / "out", "train")
+    (index,) = [index for index in range(2) if split.name(index) == "turned.png"]
+    assert split.size(index) == split.source_size(index) == (40, 20)
+    image = decode(split.read(index), 10**6)
+    assert image[:18].min() > 250
+    assert image[22:].max() < 5
+    findings = json.loads((tmp_path / "out" / "lint.json").read_text())["findings"]
+    assert {"kind": "rotated", "detail": "orientation 6, turned and encoded again"}.items() <= next(
+        finding for finding in findings if finding["kind"] == "rotated"
+    ).items()
+
+
+@pytest.mark.parametrize(
+    ("stated", "turned", "kinds"),
+    [((20, 40), True, ["rotated"]), ((40, 20), False, ["rotated"]), ((80, 40), True, ["resolution", "rotated"])],
+)
+def test_labels_tell_which_way_a_rotated_image_is_meant(
+    tmp_path: Path, stated: tuple[int, int], turned: bool, kinds: list[str]
+) -> None:
+    root = tmp_path / "coco"
+    (root / "annotations").mkdir(parents=True)
+    (root / "images").mkdir()
+    (root / "images" / "a.png").write_bytes(png(np.zeros((20, 40, 3), dtype=np.uint8), 6))
+    content = {
+        "images": [{"id": 1, "file_name": "a.png", "width": stated[0], "height": stated[1]}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 10, 20]}],
+        "categories": [{"id": 1, "name": "cat"}],
+    }
+    (root / "annotations" / "instances_train.json").write_text(json.dumps(content))
+    pack(root, tmp_path / "out", source="coco")
+    split = PackedSplit(tmp_path / "out", "train")
+    assert split.size(0) == ((40, 20) if turned else (20, 40))
+    width, height = (0.5, 0.5) if turned else (0.25, 1.0)
+    assert split.labels(0).tolist() == [[0, width / 2, height / 2, width, height]]
+    findings = json.loads((tmp_path / "out" / "lint.json").read_text())["findings"]
+    assert sorted(finding["kind"] for finding in findings) == kinds
+
+
+def test_bccd_is_packed_and_its_two_degenerate_boxes_are_told_by_file_and_line(packed_bccd: Path) -> None:
+    manifest = read_manifest(packed_bccd)
+    assert manifest.names == ("Platelets", "RBC", "WBC")
+    assert {name: info.samples for name, info in manifest.splits.items()} == {
+        "train": 205, "val": 87, "test": 72
+    }  # fmt: skip
+    boxes = sum(record.boxes for info in manifest.splits.values() for record in info.shards)
+    assert boxes == 4888 - 2
+    report = json.loads((packed_bccd / "lint.json").read_text())
+    told = {
+        f"{Path(finding['file']).name}:{finding['line']}"
+        for finding in report["findings"]
+        if finding["kind"] == "degenerate"
+    }
+    # <object> begins there: grep -n.
+    assert told == {"BloodImage_00338.xml:158", "BloodImage_00343.xml:50"}
+
+
+def test_a_drawn_dataset_is_packed_as_it_was_drawn(drawn: Path, synthetic: Path) -> None:
+    split = PackedSplit(synthetic, "val")
+    assert len(split) == 32
+    for index in range(32):
+        text = (drawn / "labels/val" / split.name(index)).with_suffix(".txt").read_text()
+        expected = [[float(value) for value in line.split()] for line in text.splitlines()]
+        assert split.labels(index).tolist() == [pytest.approx(row, abs=1e-6) for row in expected]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--shard-mb", 0], "--shard-mb must be at least 1, not 0"),
+        (["--imgsz", -5], "--imgsz must be at least 1"),
+        (["--workers", 0], "--workers must be at least 1"),
+        (["--quality", 101], "--quality must be 1 … 100, not 101"),
+        (["--imgsz", "large"], "argument --imgsz: invalid int value: 'large'"),
+        (["--shards", 3], "unrecognized arguments: --shards 3"),
+        (["--source", "pascal"], "invalid choice: 'pascal'"),
+        (["--names", "cat,cat"], "'cat' twice"),
+        (["--names", ""], "empty class name"),
+    ],
+)
+def test_wrong_words_are_one_sentence(
+    folder: Callable[..., Path], tmp_path: Path, arguments: list[object], says: str
+) -> None:
+    with pytest.raises(UsageError, match=says) as caught:
+        pack(folder(train=2), tmp_path / "out", *arguments)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.usefixtures("many_shards")
+def test_a_rank_that_fails_ends_all_with_its_message(folder: Callable[..., Path], tmp_path: Path) -> None:
+    root = folder(train=40)
+    pack(root, tmp_path / "whole", "--shard-mb", 1)
+    split = PackedSplit(tmp_path / "whole", "train")
+    (name, *_) = [split.name(index) for index in range(40) if split.shard_file(index) == "train-00002-of-00028.h5"
+                  or split.shard_file(index).startswith("train-00002")]
+    (root / "images/train" / name).write_bytes(b"no image")
+    ranks = [
+        lambda rank=rank: pack(root, tmp_path / "out", "--shard-mb", 1, rank=rank, size=3) for rank in range(3)
+    ]
+    errors = in_threads(*ranks)
+    assert [type(error) for error in errors] == [DataError] * 3
+    assert all(f"{name} is not an image" in str(error) for error in errors)
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+def test_ranks_that_see_different_images_are_told(folder: Callable[..., Path], tmp_path: Path) -> None:
+    root = folder(train=5)
+    other = tmp_path / "other"
+    shutil.copytree(root, other)
+    (other / "images/train/000.jpg").rename(other / "images/train/zzz.jpg")
+    errors = in_threads(
+        lambda: pack(root, tmp_path / "out", rank=0, size=2),
+        lambda: pack(other, tmp_path / "out", rank=1, size=2),
+    )
+    assert isinstance(errors[1], InternalError)
+    assert "do not see the same images" in str(errors[1])
+    assert errors[0] == 0 or isinstance(errors[0], HvdyoloError)
+
+
+def test_images_above_the_default_limit_of_training_are_told(
+    folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    root = folder(train=1)
+    (root / "images/train/large.png").write_bytes(png(np.zeros((8001, 8000, 3), dtype=np.uint8)))
+    pack(root, tmp_path / "out")
+    findings = json.loads((tmp_path / "out" / "lint.json").read_text())["findings"]
+    assert [Path(finding["file"]).name for finding in findings if finding["kind"] == "large"] == ["large.png"]
+
+
+def test_the_same_drawn_data_packs_to_the_same_bytes_anywhere(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_dataset(tmp_path / name, images=6, classes=4, seed=3)
+        pack(tmp_path / name, tmp_path / f"packed-{name}")
+    assert contents(tmp_path / "packed-a") == contents(tmp_path / "packed-b")

@@ -1,0 +1,185 @@
+import copy
+import multiprocessing
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hvdyolo.data import reader as reader_module
+from hvdyolo.data.manifest import build_manifest, write_manifest
+from hvdyolo.data.reader import PackedSplit
+from hvdyolo.utils.errors import DataError, StorageError, UsageError
+
+Build = Callable[..., Any]
+
+
+def test_every_sample_comes_back_over_the_borders_of_shards(packed: Build) -> None:
+    data = packed(shards=3, each=4)
+    split = PackedSplit(data.root, "train")
+    assert split.names == ("cat", "dog", "emu")
+    assert len(split) == 12
+    for index, sample in enumerate(data.samples):
+        assert split.read(index) == sample.encoded
+        np.testing.assert_array_equal(split.labels(index), sample.labels)
+        np.testing.assert_array_equal(split.flags(index), sample.flags)
+        assert split.size(index) == (sample.height, sample.width) == (16, 24)
+        assert split.source_size(index) == (sample.source_height, sample.source_width)
+        assert split.name(index) == sample.name
+        assert split.sample_id(index) == sample.sample_id
+        assert split.shard_file(index) == f"train-{index // 4:05d}-of-00003.h5"
+
+
+@pytest.mark.parametrize("index", [-1, 12, 1 << 40])
+def test_there_is_no_sample_beyond_the_ends(packed: Build, index: int) -> None:
+    split = PackedSplit(packed(shards=3, each=4).root, "train")
+    for method in (split.read, split.labels, split.flags, split.size, split.name, split.sample_id):
+        with pytest.raises(IndexError):
+            method(index)
+
+
+def test_a_flip_in_any_byte_of_an_image_is_noticed_in_that_image_only(packed: Build) -> None:
+    data = packed(each=3)
+    record = data.records[0]
+    path = data.root / record.file
+    good = path.read_bytes()
+    first, last = len(data.samples[0].encoded), len(data.samples[0].encoded + data.samples[1].encoded)
+    for place in [first, first + 7, (first + last) // 2, last - 1]:
+        raw = bytearray(good)
+        raw[record.data_offset + place] ^= 4
+        path.write_bytes(raw)
+        split = PackedSplit(data.root, "train")
+        with pytest.raises(DataError, match=rf"{record.file}: sample 1 \(folder/ü1\.png\) is damaged"):
+            split.read(1)
+        assert (split.read(0), split.read(2)) == (data.samples[0].encoded, data.samples[2].encoded)
+        unchecked = PackedSplit(data.root, "train", verify=False).read(1)
+        assert unchecked != data.samples[1].encoded
+        assert len(unchecked) == len(data.samples[1].encoded)
+
+
+@pytest.mark.parametrize("verify", [True, False])
+def test_a_file_that_is_cut_while_it_is_open_is_noticed(packed: Build, verify: bool) -> None:
+    data = packed()
+    split = PackedSplit(data.root, "train", verify=verify)
+    os.truncate(data.root / data.records[0].file, data.records[0].data_offset + 10)
+    with pytest.raises(DataError, match="is damaged"):
+        split.read(0)
+
+
+def test_a_file_that_goes_while_it_is_not_open_is_named(packed: Build) -> None:
+    data = packed()
+    split = PackedSplit(data.root, "train")
+    (data.root / data.records[0].file).unlink()
+    with pytest.raises(DataError, match=r"of-00001\.h5 is missing"):
+        split.read(0)
+
+
+def test_a_file_system_that_fails_is_exit_74(packed: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    split = PackedSplit(packed().root, "train")
+
+    def fail(*_: object) -> bytes:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "pread", fail)
+    with pytest.raises(StorageError, match=r"cannot read .*h5: Input/output error") as caught:
+        split.read(0)
+    assert caught.value.exit_code == 74
+
+
+def test_reading_opens_each_file_once(packed: Build) -> None:
+    """Watched from outside Python's audit hooks' reach of other tests: in a process of its own."""
+    data = packed(shards=3, each=4)
+    script = (
+        "import sys\nfrom pathlib import Path\nfrom hvdyolo.data.reader import PackedSplit\n"
+        "split = PackedSplit(Path(sys.argv[1]), 'train')\n"
+        "opened = []\n"
+        "sys.addaudithook(lambda event, args: opened.append(args[0]) if event == 'open' else None)\n"
+        "for _ in range(20):\n"
+        "    for index in range(len(split)):\n"
+        "        split.read(index); split.labels(index); split.name(index)\n"
+        "print(len(opened), len(set(opened)))\n"
+    )
+    told = subprocess.run([sys.executable, "-c", script, data.root], capture_output=True, text=True, check=True)
+    assert told.stdout.split() == ["3", "3"]
+
+
+def open_files(root: Path) -> int:
+    links = (Path("/proc/self/fd") / name for name in os.listdir("/proc/self/fd"))
+    return sum(str(os.readlink(link)).startswith(str(root)) for link in links if link.is_symlink())
+
+
+def test_the_number_of_open_files_is_bounded(packed: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert reader_module._MOST_OPEN_FILES == 64
+    monkeypatch.setattr(reader_module, "_MOST_OPEN_FILES", 3)
+    data = packed(shards=8, each=1)
+    split = PackedSplit(data.root, "train")
+    assert open_files(data.root) == 0
+    for index in [*range(8), *range(8)]:
+        assert split.read(index) == data.samples[index].encoded
+        assert open_files(data.root) <= 3
+    split.close()
+    assert open_files(data.root) == 0
+    assert split.read(5) == data.samples[5].encoded
+
+
+def test_open_files_end_with_their_reader(packed: Build) -> None:
+    data = packed()
+    split = PackedSplit(data.root, "train")
+    split.read(0)
+    assert open_files(data.root) == 1
+    del split
+    assert open_files(data.root) == 0
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, lambda split: pickle.loads(pickle.dumps(split))])
+def test_no_descriptor_crosses_a_copy(packed: Build, duplicate: Callable[[Any], Any]) -> None:
+    data = packed()
+    split = PackedSplit(data.root, "train")
+    split.read(0)
+    other = duplicate(split)
+    split.close()
+    # Another file takes the number that was just freed: a borrowed descriptor would read from it.
+    with open(data.root / "manifest.json", "rb"):
+        assert other.read(1) == data.samples[1].encoded
+
+
+@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+def test_it_reads_in_another_process(packed: Build, method: str) -> None:
+    data = packed(shards=2, each=3)
+    split = PackedSplit(data.root, "train")
+    split.read(0)  # so that there is an open file to inherit
+    context = multiprocessing.get_context(method)
+    with context.Pool(2) as pool:
+        assert pool.map(split.read, range(6)) == [sample.encoded for sample in data.samples]
+    assert split.read(0) == data.samples[0].encoded
+
+
+def test_what_is_handed_out_cannot_be_changed(packed: Build) -> None:
+    split = PackedSplit(packed().root, "train")
+    for array in (split.labels(1), split.flags(1)):
+        with pytest.raises(ValueError, match="read-only"):
+            array[...] = 0
+
+
+def test_an_unknown_split_is_wrong_usage_and_tells_which_there_are(packed: Build) -> None:
+    with pytest.raises(UsageError, match="no split 'val'; it has train"):
+        PackedSplit(packed().root, "val")
+
+
+def test_an_empty_split_is_refused(tmp_path: Path) -> None:
+    write_manifest(build_manifest(("cat",), {"val": []}, {}), tmp_path)
+    with pytest.raises(DataError, match="'val' .* is empty"):
+        PackedSplit(tmp_path, "val")
+
+
+def test_shards_swapped_between_datasets_are_noticed(packed: Build, tmp_path: Path) -> None:
+    data = packed(shards=2, each=4)
+    shutil.copy(data.root / data.records[1].file, data.root / data.records[0].file)
+    with pytest.raises(DataError):
+        PackedSplit(data.root, "train")

@@ -1,0 +1,256 @@
+"""Damaged and hostile shards: refused, whatever is wrong, before anything is believed."""
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+from hvdyolo.data.format import INDEX_DTYPE
+from hvdyolo.data.shard import read_shard
+from hvdyolo.data.writer import ShardRecord, digest_outside
+from hvdyolo.utils.errors import DataError
+
+Packed = Any  # of conftest.py
+Build = Callable[..., Packed]
+
+
+def forge(data: Packed, change: Callable[[h5py.File], None]) -> ShardRecord:
+    """Change a shard through HDF5, and the record with it, as an attacker who owns the dataset would."""
+    path = data.root / data.records[0].file
+    with h5py.File(path, "r+") as file:
+        change(file)
+    record = replace(data.records[0], bytes=path.stat().st_size)
+    return replace(record, digest=digest_outside(path, record.data_offset, record.data_bytes))
+
+
+def replace_dataset(name: str, value: Any, **options: Any) -> Callable[[h5py.File], None]:
+    def change(file: h5py.File) -> None:
+        del file[name]
+        file.create_dataset(name, data=value, **options)
+
+    return change
+
+
+def edit(name: str, change: Callable[[np.ndarray], Any]) -> Callable[[h5py.File], None]:
+    def edit_in_place(file: h5py.File) -> None:
+        values = file[name][()]
+        change(values)
+        file[name][...] = values
+
+    return edit_in_place
+
+
+def test_a_good_shard_is_read_as_it_was_written(packed: Build) -> None:
+    data = packed(each=6)
+    shard = read_shard(data.root, data.records[0], classes=3)
+    raw = shard.path.read_bytes()
+    for row, sample in enumerate(data.samples):
+        start, length = shard.starts.item(row), shard.lengths.item(row)
+        assert raw[start : start + length] == sample.encoded
+        boxes = slice(shard.label_ptr.item(row), shard.label_ptr.item(row + 1))
+        np.testing.assert_array_equal(shard.labels[boxes], sample.labels)
+        np.testing.assert_array_equal(shard.label_flags[boxes], sample.flags)
+        assert shard.name(row) == sample.name
+        assert shard.sizes[row].tolist() == [16, 24]
+        assert shard.source_sizes[row].tolist() == [160 + row, 240 + row]
+        assert shard.sample_ids.item(row) == 1000 + row
+
+
+def test_arrays_cannot_be_changed(packed: Build) -> None:
+    data = packed()
+    shard = read_shard(data.root, data.records[0], classes=3)
+    with pytest.raises(ValueError, match="read-only"):
+        shard.labels[0, 0] = 1
+
+
+def test_250_flips_outside_the_images_are_all_found_before_hdf5_sees_them(
+    packed: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = packed(each=8)
+    record = data.records[0]
+    path = data.root / record.file
+    good = path.read_bytes()
+    monkeypatch.setattr(h5py, "File", lambda *_, **__: pytest.fail("opened by the HDF5 library"))
+    random = np.random.default_rng(0)
+    # Most of what is before /data is the empty space that aligns it: flip bits in what is used, too.
+    used = [place for place in range(record.data_offset) if good[place]]
+    outside = [
+        *range(record.data_offset),
+        *range(record.data_offset + record.data_bytes, record.bytes),
+    ]
+    for place in [*random.choice(used, 150), *random.choice(outside, 100)]:
+        raw = bytearray(good)
+        raw[place] ^= 1 << random.integers(8)
+        path.write_bytes(raw)
+        with pytest.raises(DataError, match="is damaged; copy it again"):
+            read_shard(data.root, record, classes=3)
+
+
+@pytest.mark.parametrize("change", [-1, +1, -1000, 0])
+def test_a_file_of_another_size_is_named_with_both(packed: Build, change: int) -> None:
+    data = packed()
+    record = data.records[0]
+    os.truncate(data.root / record.file, record.bytes + change if change else 0)
+    with pytest.raises(DataError, match=rf"{record.file} has \d+ bytes and should have {record.bytes}"):
+        read_shard(data.root, record, classes=3)
+
+
+def test_a_missing_file_is_named(packed: Build) -> None:
+    data = packed()
+    (data.root / data.records[0].file).unlink()
+    with pytest.raises(DataError, match=r"train-00000-of-00001\.h5 is missing"):
+        read_shard(data.root, data.records[0], classes=3)
+
+
+def test_a_file_that_is_no_hdf5_at_all_is_refused_with_the_digest_right(packed: Build) -> None:
+    data = packed()
+    path = data.root / data.records[0].file
+    path.write_bytes(os.urandom(data.records[0].bytes))
+    record = data.records[0]
+    record = replace(record, digest=digest_outside(path, record.data_offset, record.data_bytes))
+    with pytest.raises(DataError, match="is not a shard"):
+        read_shard(data.root, record, classes=3)
+
+
+SECRET = "secret.h5"
+
+
+def external_link(file: h5py.File) -> None:
+    del file["labels"]
+    file["labels"] = h5py.ExternalLink(SECRET, "/labels")
+
+
+def soft_link(file: h5py.File) -> None:
+    file.move("labels", "index2")
+    file["labels"] = h5py.SoftLink("/index2")
+    del file["index2"]
+    file["index2"] = 1
+    del file["index2"]
+
+
+def external_storage(file: h5py.File) -> None:
+    shape = file["names"].shape
+    del file["names"]
+    path = Path(file.filename).with_name("secret.txt")
+    path.write_bytes(b"s" * shape[0])
+    file.create_dataset("names", shape, "u1", external=[(str(path), 0, shape[0])])
+
+
+def virtual_dataset(file: h5py.File) -> None:
+    shape = file["labels"].shape
+    layout = h5py.VirtualLayout(shape, "<f4")
+    layout[...] = h5py.VirtualSource(SECRET, "labels", shape)
+    del file["labels"]
+    file.create_virtual_dataset("labels", layout)
+
+
+def group(file: h5py.File) -> None:
+    del file["labels"]
+    file.create_group("labels")
+
+
+def group_that_links_outside(file: h5py.File) -> None:
+    group(file)
+    file["labels"]["labels"] = h5py.ExternalLink(SECRET, "/labels")
+
+
+def huge_shape(file: h5py.File) -> None:
+    del file["names"]
+    space = h5py.h5s.create_simple((1 << 40,))
+    properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    properties.set_alloc_time(h5py.h5d.ALLOC_TIME_LATE)
+    h5py.h5d.create(file.id, b"names", h5py.h5t.STD_U8LE, space, properties)
+
+
+def compression_bomb(file: h5py.File) -> None:
+    del file["names"]
+    file.create_dataset("names", data=np.zeros(50_000_000, "u1"), compression="gzip", chunks=True)
+
+
+def unknown_filter(file: h5py.File) -> None:
+    del file["label_flags"]
+    properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    properties.set_chunk((4,))
+    properties.set_filter(32_999, h5py.h5z.FLAG_OPTIONAL, (1,))
+    h5py.h5d.create(file.id, b"label_flags", h5py.h5t.STD_U8LE, h5py.h5s.create_simple((7,)), properties)
+
+
+@pytest.mark.parametrize(
+    ("attack", "says"),
+    [
+        (external_link, "/labels is a link"),
+        (soft_link, "/labels is a link"),
+        (external_storage, "/names is not stored in one plain piece"),
+        (virtual_dataset, "/labels is not stored in one plain piece"),
+        (group, "/labels is not a dataset"),
+        (group_that_links_outside, "/labels is not a dataset"),
+        (huge_shape, "/names of 1099511627776 bytes lies outside"),
+        (compression_bomb, "/names is not stored in one plain piece"),
+        (unknown_filter, "/label_flags is not stored in one plain piece"),
+    ],
+)
+def test_hostile_shards_are_refused(packed: Build, attack: Any, says: str) -> None:
+    data = packed()
+    with h5py.File(data.root / SECRET, "w") as secret:
+        secret["labels"] = np.zeros((data.records[0].boxes, 5), "<f4")
+    record = forge(data, attack)
+    with pytest.raises(DataError, match=says):
+        read_shard(data.root, record, classes=3)
+    # The same without the foreign files: so they were not what it was judged by.
+    (data.root / SECRET).unlink()
+    (data.root / "secret.txt").unlink(missing_ok=True)
+    with pytest.raises(DataError, match=says):
+        read_shard(data.root, record, classes=3)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda file: file.create_dataset("extra", data=1), "holds .*'extra'"),
+        (lambda file: file.__delitem__("names"), "should hold"),
+        (replace_dataset("labels", np.zeros((7, 4), "<f4")), "shape"),
+        (replace_dataset("labels", np.zeros((7, 5), ">f4")), "another type"),
+        (replace_dataset("label_flags", np.zeros(9, "u1")), "shape"),
+        (replace_dataset("names", np.zeros((3, 3), "u1")), "shape"),
+        (replace_dataset("index", np.zeros(5, INDEX_DTYPE)), "divide /data"),
+        (lambda file: file.attrs.__delitem__("complete"), "attributes"),
+        (lambda file: file.attrs.modify("complete", np.int64(0)), "complete is 0"),
+        (lambda file: file.attrs.modify("version", np.int64(2)), "version is 2"),
+        (lambda file: file.attrs.modify("samples", np.int64(4)), "samples is 4"),
+        (lambda file: file.attrs.create("split", "text of variable length"), "attribute split"),
+        (lambda file: file.attrs.create("shard", [1, 2]), "attribute shard"),
+        (lambda file: file.attrs.create("more", 1), "attributes"),
+        (edit("index", lambda rows: rows["offset"].__setitem__(1, 0)), "divide /data"),
+        (edit("index", lambda rows: rows["length"].__setitem__(4, 1)), "divide /data"),
+        (edit("index", lambda rows: rows["width"].__setitem__(2, 0)), "width is 0"),
+        (edit("label_ptr", lambda rows: rows.__setitem__(2, 6)), "label_ptr does not rise"),
+        (edit("label_ptr", lambda rows: rows.__setitem__(0, 1)), "label_ptr does not rise"),
+        (edit("label_ptr", lambda rows: rows.__setitem__(2, 2**64 - 1)), "label_ptr does not rise"),
+        (edit("name_ptr", lambda rows: rows.__setitem__(5, 1000)), "name_ptr does not rise"),
+        (edit("labels", lambda rows: rows.__setitem__((3, 0), 3)), r"sample 3 .* label out of range"),
+        (edit("labels", lambda rows: rows.__setitem__((0, 0), -1)), r"sample 1 .* label out of range"),
+        (edit("labels", lambda rows: rows.__setitem__((0, 0), 0.5)), "label out of range"),
+        (edit("labels", lambda rows: rows.__setitem__((1, 2), np.nan)), r"sample 2 .* out of range"),
+        (edit("labels", lambda rows: rows.__setitem__((1, 4), np.inf)), "label out of range"),
+        (edit("labels", lambda rows: rows.__setitem__((1, 4), 1.001)), "label out of range"),
+        (edit("labels", lambda rows: rows.__setitem__((1, 1), -0.001)), "label out of range"),
+    ],
+)
+def test_what_contradicts_the_specification_is_refused(packed: Build, change: Any, says: str) -> None:
+    data = packed(each=5)
+    with pytest.raises(DataError, match=says):
+        read_shard(data.root, forge(data, change), classes=3)
+
+
+def test_data_elsewhere_than_the_manifest_says_is_refused(packed: Build) -> None:
+    data = packed()
+    path = data.root / data.records[0].file
+    record = replace(data.records[0], data_offset=data.records[0].data_offset - 8)
+    record = replace(record, digest=digest_outside(path, record.data_offset, record.data_bytes))
+    with pytest.raises(DataError, match="not where the manifest says"):
+        read_shard(data.root, record, classes=3)
