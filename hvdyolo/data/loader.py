@@ -17,6 +17,7 @@ from torch import Tensor
 
 from hvdyolo.config import AugmentConfig, LoaderConfig
 from hvdyolo.data.augment import AugmentedSample, augment, draw_parameters
+from hvdyolo.data.format import CROWD
 from hvdyolo.data.images import decode, letterbox_image
 from hvdyolo.data.order import BatchPlan, SlotEntry
 from hvdyolo.data.random import Purpose, sample_generator
@@ -33,7 +34,6 @@ Assign = Callable[[Sequence[Labels], int, int, int], MatchesT]
 """Of labels (n, 5) of some images, height, width, number of the first in the rank's batch."""
 
 _MOST_WORKERS = 8
-_CROWD = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -231,7 +231,8 @@ class _TrainImages:
 
     def labels(self, index: int) -> Labels:
         # A crowd is a region, not an object: nothing to learn a box from.
-        return self.split.labels(index)[self.split.flags(index) & _CROWD == 0]
+        objects: Labels = self.split.labels(index)[self.split.flags(index) & CROWD == 0]
+        return objects
 
 
 @dataclass(frozen=True)

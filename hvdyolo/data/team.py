@@ -26,8 +26,11 @@ from hvdyolo.utils.errors import (
     UsageError,
 )
 
-_BEAT_SECONDS = 0.5
-_LOOK_SECONDS = 0.5
+# Often in the beginning, when ranks wait for each other; rarely later, for the sake of metadata servers.
+_FIRST_BEAT_SECONDS = 0.1
+_FIRST_BEATS = 50
+_BEAT_SECONDS = 1.0
+_WAIT_SECONDS = 0.05
 _FAREWELL_SECONDS = 10.0
 _PRINT_SECONDS = 1.0
 _CLASSES = {
@@ -84,19 +87,16 @@ class Team:
     def __init__(self, folder: Path, rank: int, size: int, patience: float = 120.0) -> None:
         """A rank is given up after ``patience`` seconds without a sign of life."""
         self._folder = folder
-        self._size = size
         self._patience = patience
         self._report = Report(rank, socket.gethostname(), secrets.token_hex(8))
         self._others = [] if size == 1 else list(range(1, size)) if rank == 0 else [0]
         self._seen: dict[int, _Seen] = {}
         self._lock = threading.Lock()
         self._stop = threading.Event()
-        self._beating = threading.Thread(target=self._beat, name="packing-beat", daemon=True)
-        self._looked = 0.0
+        self._beating = threading.Thread(target=self._beat, name="team", daemon=True)
 
     def __enter__(self) -> "Team":
         if self._others:
-            self._await_folder()
             self._seen = {rank: _Seen(time.monotonic()) for rank in self._others}
             self._write()
             self._beating.start()
@@ -117,8 +117,8 @@ class Team:
             self._update(state=State.FAILED, error=text, exit_code=InternalError.exit_code)
         else:
             self._update(state=State.FINISHED)
-        if error is None or isinstance(error, Exception):
-            self._bid_farewell(failed=error is not None)
+        if isinstance(error, Exception) and self._report.rank != 0:
+            self._bid_farewell()
         self._stop.set()
         self._beating.join()
 
@@ -137,15 +137,21 @@ class Team:
         reports = [seen.report for seen in self._seen.values() if seen.alive]
         return self._report.done + sum(report.done for report in reports if report is not None)
 
-    def await_beginning(self) -> None:
-        """Wait for :meth:`begin` of rank 0.
+    def await_beginning(self, is_over: Callable[[], bool]) -> bool:
+        """Wait for :meth:`begin` of rank 0; false if all the work was done meanwhile, without this rank.
 
         Raises:
             HvdyoloError: see :meth:`check`.
         """
         leader = self._seen[0]
-        self.wait(lambda: leader.alive and leader.report is not None and leader.report.state is State.WORKING)
+        self.wait(
+            lambda: (
+                is_over()
+                or (leader.alive and leader.report is not None and leader.report.state is State.WORKING)
+            )
+        )
         self._update(state=State.WORKING)
+        return not is_over()
 
     def wait(self, condition: Callable[[], bool]) -> None:
         """Wait until ``condition``, which other ranks bring about.
@@ -155,21 +161,17 @@ class Team:
         """
         while not condition():
             self.check()
-            time.sleep(_LOOK_SECONDS / 5)
+            time.sleep(_WAIT_SECONDS)
 
     def check(self) -> None:
-        """Look after the others; cheap enough to be called at every unit of work.
+        """Fail if another rank did; cheap enough to be called at every unit of work.
 
         Raises:
             HvdyoloError: the error another rank failed with.
             InternalError: a rank has given no sign of life.
         """
         now = time.monotonic()
-        if not self._others or now - self._looked < _LOOK_SECONDS:
-            return
-        self._looked = now
         for rank, seen in self._seen.items():
-            self._look(rank, seen, now)
             state = seen.report.state if seen.alive and seen.report is not None else None
             if state is State.FAILED and seen.report is not None:
                 kind = _CLASSES.get(seen.report.exit_code, InternalError)
@@ -183,44 +185,27 @@ class Team:
                     "start the same command again, it goes on where it was."
                 )
 
-    def _look(self, rank: int, seen: _Seen, now: float) -> None:
-        try:
-            values = json.loads(self._path(rank).read_bytes())
-            report = Report(**{**values, "state": State(values["state"])})
-        except (OSError, ValueError, KeyError, TypeError):
-            return
-        if report != seen.report:
-            seen.alive = seen.report is not None
-            seen.report, seen.changed = report, now
+    def _look(self) -> None:
+        for rank, seen in self._seen.items():
+            try:
+                values = json.loads(self._path(rank).read_bytes())
+                report = Report(**{**values, "state": State(values["state"])})
+            except (OSError, ValueError, KeyError, TypeError):
+                continue
+            if report != seen.report:
+                seen.alive = seen.report is not None
+                seen.report, seen.changed = report, time.monotonic()
 
-    def _bid_farewell(self, failed: bool) -> None:
-        """Stay until the others know how this rank ended, for a while."""
+    def _bid_farewell(self) -> None:
+        """Stay until rank 0, which prints the error, has failed with it too, for a while."""
         deadline = time.monotonic() + _FAREWELL_SECONDS
-        wanted = {State.FAILED} if failed else {State.FAILED, State.FINISHED}
-        if self._report.rank != 0 and not failed:
-            return  # nobody waits for a rank that has finished
-        if self._report.rank == 0 and failed:
-            return  # the others find out, or are ended by the launcher
+        leader = self._seen[0]
         while time.monotonic() < deadline:
-            now = time.monotonic()
-            for rank, seen in self._seen.items():
-                self._look(rank, seen, now)
-            reports = [seen.report for seen in self._seen.values()]
-            if all(report is not None and report.state in wanted for report in reports):
+            failed = leader.report is not None and leader.report.state is State.FAILED
+            if failed or time.monotonic() - leader.changed > self._patience:
                 break
-            time.sleep(_LOOK_SECONDS / 5)
-        if failed:
-            time.sleep(_PRINT_SECONDS)  # rank 0 is about to print; the launcher ends it once this one ends
-
-    def _await_folder(self) -> None:
-        deadline = time.monotonic() + self._patience
-        while not self._folder.is_dir():
-            if time.monotonic() > deadline:
-                raise InternalError(
-                    f"Rank 0 did not make {self._folder} within {self._patience:.0f} s; see what it says, "
-                    "and whether the folder is on a file system that all nodes share."
-                )
-            time.sleep(_LOOK_SECONDS / 5)
+            time.sleep(_WAIT_SECONDS)
+        time.sleep(_PRINT_SECONDS)  # the launcher ends rank 0 once this one has ended
 
     def _update(self, state: State, error: str = "", exit_code: int = 0) -> None:
         with self._lock:
@@ -229,8 +214,9 @@ class Team:
             self._write()
 
     def _beat(self) -> None:
-        while not self._stop.wait(_BEAT_SECONDS):
+        while not self._stop.wait(_FIRST_BEAT_SECONDS if self._report.beat < _FIRST_BEATS else _BEAT_SECONDS):
             self._write()
+            self._look()
 
     def _write(self) -> None:
         with self._lock:

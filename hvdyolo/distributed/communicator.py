@@ -21,8 +21,8 @@ class PendingSum(Protocol):
 class GradientReduction(Protocol):
     """An optimizer whose gradients are summed, not averaged, over ranks before it steps.
 
-    A step is ``begin(passes)``, that many backward passes, ``wait()``, ``step()``, ``zero_grad()``. There is one
-    reduction a step, overlapped with the last backward pass.
+    A step is ``begin(passes)``, that many backward passes, ``wait()``, ``step()``, ``zero_grad()``. There is
+    one reduction a step, overlapped with the last backward pass.
     """
 
     def begin(self, passes: int) -> None:

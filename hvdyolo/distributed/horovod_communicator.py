@@ -109,7 +109,8 @@ class HorovodCommunicator:
             for name, digest in digests.items():
                 if others[name] != digest:
                     raise InternalError(
-                        f"Ranks {self.world.rank} and {rank} disagree about {name}; the state of one is damaged."
+                        f"Ranks {self.world.rank} and {rank} disagree about {name}; "
+                        "the state of one is damaged."
                     )
 
     def average_running_statistics(self, model: nn.Module) -> None:

@@ -3,7 +3,8 @@
 Neither MPI nor Gloo does this reliably: a stopped or stuck rank leaves the others waiting for ever. Each rank
 beats a :class:`Beacon`, a small shared mapping; a process beside each rank watches it, which works
 however the rank is stuck, and publishes it in the run directory. When a beacon stands still for too long,
-all ranks soon do, because they wait for each other; the one that does not wait is the cause. The watchdogs have the ranks dump their stacks, write ``outcome.json`` and end their ranks.
+all ranks soon do, because they wait for each other; the one that does not wait is the cause. The watchdogs
+have the ranks dump their stacks, write ``outcome.json`` and end their ranks.
 
 The process imports the standard library alone, has its own standard streams, knows nothing of MPI, and ends
 with its parent.

@@ -16,7 +16,7 @@ def copy_batch_scripts(directory: Path) -> list[Path]:
     """
     make_directory(directory)
     copied = []
-    with as_file(files("hvdyolo.slurm_scripts")) as scripts:
+    with as_file(files("hvdyolo") / "slurm_scripts") as scripts:
         sources = sorted(path for path in scripts.iterdir() if path.suffix in (".sh", ".md"))
         present = [path.name for path in sources if (directory / path.name).exists()]
         if present:

@@ -1,6 +1,7 @@
 """Pictures of the first images with what was found on them."""
 
 from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
 
 import numpy as np
 
@@ -9,10 +10,11 @@ from hvdyolo.engine.chunk_detection import decode_stored
 from hvdyolo.engine.detection_setup import DetectionWork
 from hvdyolo.engine.image_sources import BadImageError
 from hvdyolo.engine.parts import Found, Parts
-from hvdyolo.utils.files import make_directory, storage_errors
+from hvdyolo.utils.create_once import create_once, remove_leftovers
+from hvdyolo.utils.files import make_directory
 
 PICTURES_DIRECTORY = "pictures"
-_STEM_LENGTH = 60
+_STEM_LENGTH = 30
 
 
 def draw_pictures(work: DetectionWork, parts: Parts, count: int) -> list[Path]:
@@ -23,6 +25,7 @@ def draw_pictures(work: DetectionWork, parts: Parts, count: int) -> list[Path]:
     if count < 1:
         return []
     directory = make_directory(work.out / PICTURES_DIRECTORY)
+    remove_leftovers(directory)
     paths = []
     for chunk in range(work.plan.chunks):
         ids = work.plan.ids(chunk)
@@ -47,16 +50,17 @@ def _draw(work: DetectionWork, record: Found, path: Path) -> bool:
         return False
     height, width = image.shape[:2]
     boxes = np.array(record.boxes_xyxy, dtype=np.float32).reshape(-1, 4)
-    # Under another name first: a picture cut short by a kill would never be drawn again.
-    temporary = path.with_name(f".{path.name}")
-    with storage_errors(path):
+    with TemporaryDirectory() as scratch:
+        drawn = Path(scratch) / "picture.jpg"
         draw_detections(
             image,
             boxes * np.array([width / record.width, height / record.height] * 2, dtype=np.float32),
             np.array(record.labels, dtype=np.int64),
             np.array(record.scores, dtype=np.float32),
             work.plan.class_names,
-            temporary,
+            drawn,
         )
-        temporary.replace(path)
+        # Whole or not at all: what a kill cuts short would never be drawn again. Another job may be
+        # drawing the same.
+        create_once(path, drawn.read_bytes())
     return True

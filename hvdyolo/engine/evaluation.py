@@ -16,13 +16,21 @@ from hvdyolo.models.build import DetectionModel, load_model
 from hvdyolo.utils.errors import MismatchError, UsageError
 from hvdyolo.utils.files import write_json
 
+_TITLES = {
+    "AP": "ap",
+    "AP50": "ap50",
+    "AP75": "ap75",
+    "small": "ap_small",
+    "medium": "ap_medium",
+    "large": "ap_large",
+}
+
 
 def evaluate_weights(config: Config, weights: Path, data: Path, split: str, report: Path | None) -> None:
     """Print COCO's average precision of ``weights`` on ``split``, and write it to ``report``."""
     with open_job(config) as job:
         started = time.monotonic()
-        model = on_every_rank(job.comm, "check", lambda: _load(config, weights, data, split))
-        packed = PackedSplit(data, split, verify=config.loader.verify)
+        model, packed = on_every_rank(job.comm, "check", lambda: _load(config, weights, data, split))
         scores = evaluate(model, packed, job.comm, job.device, config.evaluation, config.loader, job.beacon)
         seconds = time.monotonic() - started
 
@@ -40,19 +48,8 @@ def score_table(scores: CocoScores, title: str) -> str:
     lines = [
         title,
         f"{scores.images} images, {scores.instances} boxes",
-        f"{'':{width}}      AP   AP50   AP75  small medium  large",
-        f"{'all classes':{width}}  "
-        + " ".join(
-            _cell(value)
-            for value in (
-                scores.ap,
-                scores.ap50,
-                scores.ap75,
-                scores.ap_small,
-                scores.ap_medium,
-                scores.ap_large,
-            )  # fmt: skip
-        ),
+        f"{'':{width}}  " + " ".join(f"{title:>6}" for title in _TITLES),
+        f"{'all classes':{width}}  " + " ".join(_cell(getattr(scores, name)) for name in _TITLES.values()),
     ]
     for name, values in scores.classes.items():
         lines.append(f"{name:{width}}  {_cell(values['ap'])} {_cell(values['ap50'])}")
@@ -64,7 +61,7 @@ def _cell(value: float) -> str:
     return f"{value:6.3f}" if value >= 0 else "     -"
 
 
-def _load(config: Config, weights: Path, data: Path, split: str) -> DetectionModel:
+def _load(config: Config, weights: Path, data: Path, split: str) -> tuple[DetectionModel, PackedSplit]:
     manifest = read_manifest(data)
     if split not in manifest.splits:
         raise UsageError(f"{data} has no split '{split}'; it has {', '.join(manifest.splits)}.")
@@ -76,4 +73,4 @@ def _load(config: Config, weights: Path, data: Path, split: str) -> DetectionMod
         )
     if config.evaluation.image_size is not None:
         check_image_size("evaluation.image_size", config.evaluation.image_size, model)
-    return model
+    return model, PackedSplit(data, split, verify=config.loader.verify)

@@ -44,7 +44,7 @@ def start_logging(world: World, run: Path | None = None) -> None:
 class Journal:
     """The machine-readable record of a run; one rank keeps it.
 
-    Entries of steps at or after ``step``, which a resumed run does again, are dropped on opening.
+    Entries of steps after ``step``, which a resumed run does again, are dropped on opening.
     """
 
     def __init__(self, run: Path, step: int) -> None:

@@ -1,8 +1,8 @@
 """The lock of a run directory: one job at a time.
 
-``lock`` is created with O_EXCL by one process and holds who that is, and a counter that a thread of the holder
-raises. A holder on this host, or of an earlier attempt at this SLURM job, is judged at once. Any other is
-dead when its counter has stood still for a set time.
+``lock`` is created with O_EXCL by one process and holds who that is, and a counter that a thread of the
+holder raises. A holder on this host, or of an earlier attempt at this SLURM job, is judged at once. Any other
+is dead when its counter has stood still for a set time.
 """
 
 import json

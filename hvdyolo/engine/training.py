@@ -39,17 +39,26 @@ def train(config: Config, data: Path, run: Path, resume: str, dry_run: bool) -> 
         HvdyoloError: as its subclasses say; raised before any rank trains if it can be known then.
     """
     with open_job(config) as job:
-        plan = on_every_rank(job.comm, "check", lambda: check(config, data, job.comm.world.size))
+        inputs = on_every_rank(job.comm, "check", lambda: check(config, data, job.comm.world.size))
         if dry_run:
             if job.comm.world.rank == 0:
                 print(config_as_yaml(config), end="")
             return
         on_every_rank(job.comm, "run directory", lambda: make_directory(run))
         with begin_attempt(job, run, config.watchdog) as attempt:
-            train_attempt(config, data, run, resume, job, attempt, plan)
+            train_attempt(config, inputs, run, resume, job, attempt)
 
 
-def check(config: Config, data: Path, size: int) -> BatchPlan:
+@dataclass(frozen=True)
+class Inputs:
+    """What is learnt from, opened and checked but for the images, which are checked as they are read."""
+
+    training: PackedSplit
+    validation: PackedSplit
+    plan: BatchPlan
+
+
+def check(config: Config, data: Path, size: int) -> Inputs:
     """Everything that can be wrong and is cheap to see, before anything is built.
 
     Raises:
@@ -74,9 +83,10 @@ def check(config: Config, data: Path, size: int) -> BatchPlan:
         check_image_size("evaluation.image_size", config.evaluation.image_size, model)
     if config.model.weights is not None and not Path(config.model.weights).is_file():
         raise UsageError(f"model.weights: there is no file {config.model.weights}.")
-    return BatchPlan(
-        samples=manifest.splits["train"].samples, batch=config.train.batch, seed=config.train.seed
-    )
+    training = PackedSplit(data, "train", verify=config.loader.verify)
+    validation = PackedSplit(data, "val", verify=config.loader.verify)
+    plan = BatchPlan(samples=len(training), batch=config.train.batch, seed=config.train.seed)
+    return Inputs(training, validation, plan)
 
 
 def check_image_size(key: str, size: int, model: DetectionModel) -> None:
@@ -87,24 +97,15 @@ def check_image_size(key: str, size: int, model: DetectionModel) -> None:
         raise UsageError(f"{key} must be a multiple of {stride}, not {size}; {nearest} is nearest.")
 
 
-def train_attempt(
-    config: Config,
-    data: Path,
-    run: Path,
-    resume: str,
-    job: Job,
-    attempt: Attempt,
-    plan: BatchPlan,
-) -> None:
+def train_attempt(config: Config, inputs: Inputs, run: Path, resume: str, job: Job, attempt: Attempt) -> None:
     """Build the trainer, from a checkpoint if there is one, and run it."""
     comm, device, beacon = job.comm, job.device, job.beacon
+    training, plan = inputs.training, inputs.plan
     stop = StopRequest()
     beacon.beat("build", 0)
     schedule = TrainingSchedule(
         config.optimizer, config.train.epochs, plan.batches_per_epoch, config.train.batch
     )
-    training = PackedSplit(data, "train", verify=config.loader.verify)
-    validation = PackedSplit(data, "val", verify=config.loader.verify)
     state = on_first_rank(comm, "choose checkpoint", lambda: _starting_state(config, run, resume, training))
     model = _build_model(config, training, comm).to(device)
     average = MovingAverage(model, config.optimizer.ema_decay, config.optimizer.ema_ramp)
@@ -154,7 +155,7 @@ def train_attempt(
                 comm,
                 cells_per_level(model, len(plan.slots(comm.world.rank, comm.world.size))),
             ),
-            validation,
+            inputs.validation,
             state.training,
             journal,
             beacon,

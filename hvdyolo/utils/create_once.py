@@ -22,14 +22,16 @@ def create_once(path: Path, content: bytes | str) -> bool:
         f".{path.name}.{socket.gethostname()}.{os.getpid()}.{threading.get_ident()}.tmp"
     )
     with storage_errors(path):
-        try:
-            with open(temporary, "xb") as stream:
-                stream.write(raw)
-                stream.flush()
-                os.fsync(stream.fileno())
-            created = _publish(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        created = None
+        while created is None:
+            try:
+                with open(temporary, "xb") as stream:
+                    stream.write(raw)
+                    stream.flush()
+                    os.fsync(stream.fileno())
+                created = _publish(temporary, path)
+            finally:
+                temporary.unlink(missing_ok=True)
         sync_directory(path.parent)
     return created
 
@@ -40,17 +42,17 @@ def remove_leftovers(directory: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _publish(temporary: Path, path: Path) -> bool:
+def _publish(temporary: Path, path: Path) -> bool | None:
+    """Whether ``path`` is ours now; ``None`` if somebody took the temporary file for a leftover."""
     try:
         os.link(temporary, path)  # unlike a rename, refuses to replace
         return True
     except FileExistsError:
         return False
     except FileNotFoundError:
-        # Someone who saw that all is done took the temporary file for a leftover.
-        if path.exists():
-            return False
-        raise
+        if not path.parent.is_dir():
+            raise
+        return None
     except OSError as error:
         if error.errno not in _NO_HARD_LINKS:
             raise

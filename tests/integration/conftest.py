@@ -4,13 +4,14 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
 BIN = Path(sys.executable).parent
+_END_SECONDS = 20
 
 LAUNCHERS: dict[str, Callable[[int], list[str]]] = {
     "single": lambda ranks: [],
@@ -37,6 +38,7 @@ class Launch:
     """
 
     environment: dict[str, str]
+    started: list["subprocess.Popen[str]"] = field(default_factory=list)
 
     def __call__(
         self, words: Sequence[object], launcher: str = "single", ranks: int = 1, timeout: float = 180
@@ -57,13 +59,27 @@ class Launch:
         try:
             output, _ = process.communicate(timeout=timeout)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            output, _ = process.communicate()
+            output = self._end(process)
             pytest.fail(f"still running after {timeout} s: {process.args}\n{output}")
         return Ended(process.returncode, output)
 
+    def end_all(self) -> None:
+        """End what a failed test left running: it would slow down all tests after it."""
+        for process in self.started:
+            if process.poll() is None:
+                self._end(process)
+
+    def _end(self, process: "subprocess.Popen[str]") -> str:
+        """By SIGTERM first: a launcher that is killed at once leaves its ranks."""
+        process.terminate()
+        try:
+            return process.communicate(timeout=_END_SECONDS)[0]
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            return process.communicate()[0]
+
     def _popen(self, command: Sequence[object], launcher: str, ranks: int) -> "subprocess.Popen[str]":
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [*LAUNCHERS[launcher](ranks), *map(str, command)],
             env=self.environment,
             stdin=subprocess.DEVNULL,
@@ -72,12 +88,16 @@ class Launch:
             text=True,
             start_new_session=True,
         )
+        self.started.append(process)
+        return process
 
 
 @pytest.fixture
-def launch() -> Launch:
+def launch() -> Iterator[Launch]:
     environment = dict(os.environ)
     environment["PATH"] = f"{BIN}{os.pathsep}{environment['PATH']}"
     if os.geteuid() == 0:
         environment |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-    return Launch(environment)
+    launch = Launch(environment)
+    yield launch
+    launch.end_all()

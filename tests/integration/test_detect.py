@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from hvdyolo.cli import main
+from hvdyolo.data.reader import PackedSplit
 from hvdyolo.engine.claims import read_claims
 from hvdyolo.models.build import build_model, save_model
 
@@ -332,3 +333,14 @@ def test_a_stop_request_ends_in_order_and_can_be_taken_up_again(
     assert list((out / "claims").iterdir()) == []
     assert run_here(words(photos, weights, out)) == 0
     assert merged(out) == (undisturbed / "merged/detections.json").read_bytes()
+
+
+def test_packed_data_is_a_source(synthetic: Path, weights: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert run_here(words(synthetic / "val", weights, out)) == 0
+    val = PackedSplit(synthetic, "val")
+    images = json.loads(merged(out))["images"]
+    assert [image["file_name"] for image in images] == [f"val/{val.name(index)}" for index in range(len(val))]
+    sizes = [(image["height"], image["width"]) for image in images]
+    assert sizes == [val.source_size(index) for index in range(len(val))]
+    assert len(list((out / "pictures").iterdir())) == 3

@@ -32,7 +32,10 @@ def test_a_failure_on_one_rank_ends_all_of_them(launch, tmp_path: Path) -> None:
     )
     for launcher in ("mpirun", "gloo"):
         ended = launch.program(
-            [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", tmp_path], launcher, 2, timeout=60
+            [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", tmp_path],
+            launcher,
+            2,
+            timeout=60,
         )
         assert ended.code != 0
         assert "only rank 1 fails" in ended.output

@@ -367,9 +367,7 @@ def test_killed_altered_and_repaired_for_real(real_copy: Copy) -> None:
     assert "making .venv anew: an earlier set-up was killed in the middle" in repaired.output
     assert "Horovod 0.28.1 (mpi, gloo" in repaired.output
 
-    started = time.monotonic()
     assert real_copy.make_env(**site) == Ended(0, "", "")
-    assert time.monotonic() - started < 1.0
 
     (site_packages,) = real_copy.venv.glob("lib/python3*/site-packages")
     (metadata,) = site_packages.glob("tqdm-*.dist-info")

@@ -1,6 +1,7 @@
 """The command ``hvdyolo train`` for real: on one rank and several, stopped, resumed, and misused."""
 
 import json
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -8,6 +9,9 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file
+
+from hvdyolo.data.manifest import read_manifest
+from hvdyolo.models.build import build_model, save_model
 
 pytestmark = pytest.mark.slow
 
@@ -161,8 +165,6 @@ def test_a_run_directory_that_cannot_be_made_is_exit_74(launch, synthetic, tmp_p
 
 
 def test_a_damaged_sample_ends_all_ranks_and_is_named(launch, synthetic, tmp_path) -> None:
-    import shutil
-
     data = tmp_path / "data"
     shutil.copytree(synthetic, data)
     shard = next(data.glob("train-*.h5"))
@@ -176,6 +178,30 @@ def test_a_damaged_sample_ends_all_ranks_and_is_named(launch, synthetic, tmp_pat
     assert shard.name in ended.output
     assert "Traceback" not in ended.output
     assert outcome(run)["reason"] == "data"
+
+
+@pytest.mark.parametrize("command", ["train", "eval"])
+def test_damage_outside_the_images_is_told_once_before_anything_begins(
+    launch, synthetic, tmp_path, command
+) -> None:
+    data, run = tmp_path / "data", tmp_path / "run"
+    shutil.copytree(synthetic, data)
+    shard = next(data.glob("val-*.h5"))
+    raw = bytearray(shard.read_bytes())
+    raw[3000] ^= 1  # in the index or the labels: /data begins at 1 MiB
+    shard.write_bytes(raw)
+    if command == "train":
+        line = words(data, run)
+    else:
+        weights = tmp_path / "weights.safetensors"
+        save_model(build_model("yolov5n", 4, names=read_manifest(data).names), weights)
+        line = ["eval", "--weights", weights, "--data", data]
+    ended = launch(line, "mpirun", 2)
+    assert ended.code == 65, ended.output
+    told = [line for line in ended.output.splitlines() if line.startswith("hvdyolo")]
+    assert len(told) == 1, ended.output
+    assert f"{shard.name} is damaged" in told[0]
+    assert not run.exists()
 
 
 def test_a_dry_run_prints_the_settings_and_leaves_nothing(launch, synthetic, tmp_path) -> None:

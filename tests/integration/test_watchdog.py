@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import pytest
 pytestmark = pytest.mark.slow
 
 # Trains without end; rank 1 gets stuck at its fourth step in the way that FAULT names.
-DRIVER = '''
+DRIVER = """
 import ctypes, os, sys, time
 from hvdyolo.cli import main
 from hvdyolo.engine.learner import Learner
@@ -33,7 +34,7 @@ def faulty(self, step):
 
 Learner.train_step = faulty
 sys.exit(main(sys.argv[1:]))
-'''
+"""
 
 
 def train_words(data: Path, run: Path) -> list[object]:
@@ -76,11 +77,18 @@ def rank_process(run: Path, rank: int) -> int:
     return int(line.rsplit(" ", 1)[1])
 
 
-def wait_for_steps(run: Path, steps: int) -> None:
+def wait_for(condition: Callable[[], bool], failure: str) -> None:
     deadline = time.monotonic() + 120
-    while not (run / "metrics.jsonl").exists() or len((run / "metrics.jsonl").read_text().splitlines()) < steps:
-        assert time.monotonic() < deadline, "training did not start"
+    while not condition():
+        assert time.monotonic() < deadline, failure
         time.sleep(0.1)
+
+
+def wait_for_steps(run: Path, steps: int) -> None:
+    metrics = run / "metrics.jsonl"
+    wait_for(
+        lambda: metrics.exists() and len(metrics.read_text().splitlines()) >= steps, "training did not start"
+    )
 
 
 def assert_ended_by_watchdog(run: Path, output: str, phase: str) -> None:
@@ -102,7 +110,9 @@ def assert_nothing_is_left(run: Path) -> None:
 
 @pytest.mark.parametrize("launcher", ["mpirun", "gloo"])
 @pytest.mark.parametrize("fault", ["python", "c"])
-def test_a_rank_that_is_stuck_is_named_and_ends_the_job(launch, synthetic, tmp_path, run, launcher, fault) -> None:
+def test_a_rank_that_is_stuck_is_named_and_ends_the_job(
+    launch, synthetic, tmp_path, run, launcher, fault
+) -> None:
     driver = tmp_path / "driver.py"
     driver.write_text(f"FAULT = {fault!r}\n{DRIVER}")
     ended = launch.program([sys.executable, driver, *train_words(synthetic, run)], launcher, 2, timeout=120)
@@ -118,25 +128,23 @@ def test_a_stopped_rank_is_named_as_stopped(launch, synthetic, run, launcher) ->
     os.kill(rank_process(run, 1), signal.SIGSTOP)
     ended = launch.wait(process, timeout=120)
     assert ended.code != 0
-    outcome = json.loads((run / "outcome.json").read_text())
-    assert "(stopped by a signal)" in outcome["detail"]
-    assert_ended_by_watchdog(run, ended.output, json.loads((run / "outcome.json").read_text())["detail"].split("'")[1])
+    detail = json.loads((run / "outcome.json").read_text())["detail"]
+    assert "(stopped by a signal)" in detail
+    assert_ended_by_watchdog(run, ended.output, phase=detail.split("'")[1])
 
 
 def test_a_killed_rank_ends_the_job_and_the_next_attempt_takes_over(launch, synthetic, run) -> None:
-    words = [*train_words(synthetic, run), "--train.log_every", "1"]
+    words = [*train_words(synthetic, run), "--train.checkpoint_every", "1"]
     process = launch.start(words, "mpirun", 2)
-    wait_for_steps(run, 8)
+    wait_for((run / "checkpoints" / "LATEST").exists, "there is no checkpoint")
     os.kill(rank_process(run, 1), signal.SIGKILL)
     assert launch.wait(process, timeout=60).code != 0
     assert_nothing_is_left(run)
     assert not (run / "outcome.json").exists()  # nobody was left to write it
     assert (run / "lock").exists()
     again = launch.start(words, "mpirun", 2)
-    deadline = time.monotonic() + 90
-    while "resumed from" not in (run / "logs" / "rank-0000.log").read_text():
-        assert time.monotonic() < deadline, "the second attempt did not resume"
-        time.sleep(0.1)
+    log = run / "logs" / "rank-0000.log"
+    wait_for(lambda: "resumed from" in log.read_text(), "the second attempt did not resume")
     again.send_signal(signal.SIGUSR1)
     launch.wait(again)
     assert json.loads((run / "outcome.json").read_text())["exit_code"] == 75
@@ -146,5 +154,5 @@ def test_a_healthy_job_leaves_nothing_behind(launch, synthetic, run) -> None:
     before = set(Path("/dev/shm").glob("hvdyolo-beacon-*"))
     ended = launch([*train_words(synthetic, run), "--train.epochs", "1"], "mpirun", 2)
     assert ended.code == 0, ended.output
-    assert processes_of(run) == []
+    assert_nothing_is_left(run)
     assert set(Path("/dev/shm").glob("hvdyolo-beacon-*")) <= before

@@ -12,20 +12,20 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
-from hvdyolo.distributed.single import SingleProcess
-from hvdyolo.distributed.watchdog import Beacon
-from hvdyolo.models.build import DetectionModel, build_model
 from torch import Tensor
 
 from hvdyolo.config import LossConfig, OptimizerConfig
 from hvdyolo.data.loader import TrainBatch
 from hvdyolo.data.order import BatchPlan
+from hvdyolo.distributed.single import SingleProcess
+from hvdyolo.distributed.watchdog import Beacon
 from hvdyolo.engine.ema import MovingAverage
 from hvdyolo.engine.feed import Report, StepFeed
 from hvdyolo.engine.learner import Learner
 from hvdyolo.engine.optimizer import build_optimizer
 from hvdyolo.engine.schedule import TrainingSchedule
 from hvdyolo.engine.training import build_assigner, cells_per_level
+from hvdyolo.models.build import DetectionModel, build_model
 
 SIZE = 64
 IMAGES = 8

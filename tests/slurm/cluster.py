@@ -21,8 +21,17 @@ _START_SECONDS = 60
 _STOP_SECONDS = 20
 
 
-def missing_programs() -> list[str]:
-    return [name for name in PROGRAMS if shutil.which(name, path=_PATH) is None]
+def why_not() -> str | None:
+    """Why there can be no cluster here; ``None`` if there can be."""
+    missing = [name for name in PROGRAMS if shutil.which(name, path=_PATH) is None]
+    if missing:
+        return f"SLURM tests need {', '.join(missing)} (Debian: slurm-wlm, munge)"
+    return None if os.geteuid() == 0 else "SLURM tests need root, as slurmd does"
+
+
+def is_required() -> bool:
+    """Whether a missing SLURM is a failure."""
+    return os.environ.get("HVDYOLO_REQUIRE_SLURM") == "1"
 
 
 @dataclass(frozen=True)
@@ -63,10 +72,11 @@ class Cluster:
         self._wait("both nodes to be idle", self._nodes_idle, _START_SECONDS)
 
     def stop(self) -> None:
-        subprocess.run(["scancel", "--user", pwd.getpwuid(os.geteuid()).pw_name], env=self.environment,
-                       timeout=30, check=False)  # fmt: skip
-        # A job outlives the node daemon that started it: it has to be gone first.
-        with contextlib.suppress(AssertionError):
+        user = pwd.getpwuid(os.geteuid()).pw_name
+        # A controller that does not answer must not keep the daemons alive.
+        with contextlib.suppress(AssertionError, subprocess.TimeoutExpired):
+            subprocess.run(["scancel", "--user", user], env=self.environment, timeout=30, check=False)
+            # A job outlives the node daemon that started it: it has to be gone first.
             self._wait("the jobs' end", lambda: not self._queue(), _STOP_SECONDS)
         for daemon in reversed(self._daemons):
             daemon.send_signal(signal.SIGTERM)
@@ -123,6 +133,12 @@ class Cluster:
 
         self._wait(f"{what} of job {job}", reached, seconds, lambda: self.log(job))
 
+    def start_requeued(self, job: int) -> None:
+        """Let a requeued job start soon: SLURM lets it wait for minutes."""
+        self.wait_until(job, lambda: self.show(job)["JobState"] == "PENDING", "waiting for its turn")
+        # A few seconds have to be: nodes refuse a job that starts again in the second in which it ended.
+        self.command("scontrol", "update", f"JobId={job}", "StartTime=now+5")
+
     def wait_for_end(self, job: int, seconds: float = 240) -> EndedJob:
         self._wait(
             f"the end of job {job}",
@@ -143,7 +159,7 @@ class Cluster:
                     stdout=output,
                     stderr=subprocess.STDOUT,
                     start_new_session=True,
-                )  # fmt: skip
+                )
             )
 
     def _start_munge(self) -> Path:

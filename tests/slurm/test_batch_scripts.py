@@ -1,16 +1,22 @@
 """The batch scripts under a real SLURM of two nodes: packing, training, scores, detections, requeueing."""
 
 import json
+import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cluster import Cluster, EndedJob
+from cluster import Cluster, EndedJob, is_required, why_not
+
+# All of them at once, so that the skip is one line; where SLURM is required, the fixture fails.
+if (reason := why_not()) is not None and not is_required():
+    pytest.skip(reason, allow_module_level=True)
 
 pytestmark = [pytest.mark.slow, pytest.mark.slurm]
 
@@ -89,9 +95,12 @@ def test_a_job_prints_the_mpirun_line_that_it_runs(trained: Path, packed: Path) 
     log = trained.with_name("log").read_text()
     printed = next(line for line in log.splitlines() if line.startswith("hvdyolo: on n[1-2]: mpirun "))
     words = shlex.split(printed.removeprefix("hvdyolo: on n[1-2]: "))
-    assert words[: words.index("bash")] == [
+    options = words[: words.index("bash")]
+    assert options[:8] == [
         "mpirun", "--bind-to", "none", "--map-by", "ppr:1:node", "--mca", "odls_base_sigkill_timeout", "10",
     ]  # fmt: skip
+    assert set(options[8::2]) == {"-x"}
+    assert {"PATH", "HDF5_USE_FILE_LOCKING"} <= set(options[9::2])
     assert words[words.index("hvdyolo") :] == [
         "hvdyolo", "train",
         *map(str, train_words(packed, trained, "--train.epochs", "1", "--train.eval_every", "1")),
@@ -142,14 +151,45 @@ def test_a_preempted_job_is_requeued_and_finishes(cluster: Cluster, packed: Path
     stopped = outcome(run)
     assert (stopped["reason"], stopped["exit_code"], stopped["attempt"]) == ("preempted", 75, 1)
     assert "requeue: preempted, restart 1 of at most 20" in cluster.log(job)
-    # SLURM lets a requeued job wait for minutes. A few seconds have to be: nodes refuse a job that
-    # starts again in the second in which it was ended.
-    cluster.wait_until(job, lambda: cluster.show(job)["JobState"] == "PENDING", "waiting for its turn")
-    cluster.command("scontrol", "update", f"JobId={job}", "StartTime=now+5")
+    cluster.start_requeued(job)
     ended = cluster.wait_for_end(job)
     assert (ended.state, ended.exit_code) == ("COMPLETED", 0), ended.log
     assert outcome(run) | {"exit_code": 0, "reason": "done", "attempt": 2} == outcome(run), ended.log
     assert f"step-{stopped['step']:08d}" in ended.log  # resumed from there, and the log goes on
+    done = steps(run)
+    assert done == list(range(1, done[-1] + 1))  # each once, none missing
+
+
+def test_ranks_that_slurm_itself_asks_to_end_save_too(cluster: Cluster, packed: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    words = train_words(packed, run, "--train.epochs", "200")
+    job = cluster.submit(SCRIPTS / "train.sh", words, *TWO_NODES, variables=VARIABLES)
+    cluster.wait_until(job, lambda: len(steps(run)) >= 3, "step 3")
+    cluster.command("scancel", "--signal=TERM", str(job))
+    cluster.wait_until(job, lambda: cluster.show(job)["Restarts"] == "1", "the requeue")
+    cluster.command("scancel", str(job))
+    assert (outcome(run)["reason"], outcome(run)["exit_code"]) == ("preempted", 75)
+
+
+def test_a_job_whose_rank_was_killed_is_requeued_and_goes_on(
+    cluster: Cluster, packed: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    words = train_words(packed, run, "--train.epochs", "2", "--train.eval_every", "2",
+                        "--train.checkpoint_every", "1")  # fmt: skip
+    job = cluster.submit(SCRIPTS / "train.sh", words, *TWO_NODES, variables=VARIABLES)
+    cluster.wait_until(job, lambda: (run / "checkpoints" / "LATEST").exists(), "a checkpoint")
+    log = (run / "logs" / "rank-0001.log").read_text()
+    victim = re.search(r"attempt 1, rank 1 .* process (\d+)", log)
+    assert victim is not None, log
+    os.kill(int(victim[1]), signal.SIGKILL)
+    cluster.wait_until(job, lambda: cluster.show(job)["Restarts"] == "1", "the requeue")
+    assert "no outcome of this attempt" in cluster.log(job)
+    assert "requeue: died, restart 1 of at most 20" in cluster.log(job)
+    cluster.start_requeued(job)
+    ended = cluster.wait_for_end(job)
+    assert (ended.state, ended.exit_code) == ("COMPLETED", 0), ended.log
+    assert outcome(run)["reason"] == "done"
     done = steps(run)
     assert done == list(range(1, done[-1] + 1))  # each once, none missing
 

@@ -25,10 +25,10 @@ def picture(seed: int, width: int = 24, height: int = 16) -> np.ndarray:
 def encode() -> Callable[..., bytes]:
     """Encode a picture, given by its seed or pixels, as Pillow would save it."""
 
-    def encode(what: int | np.ndarray, format: str = "PNG", **options: Any) -> bytes:
+    def encode(what: int | np.ndarray, kind: str = "PNG", **options: Any) -> bytes:
         pixels = picture(what) if isinstance(what, int) else what
         stream = io.BytesIO()
-        Image.fromarray(pixels).save(stream, format, **options)
+        Image.fromarray(pixels).save(stream, kind, **options)
         return stream.getvalue()
 
     return encode

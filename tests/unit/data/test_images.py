@@ -1,6 +1,7 @@
 import io
 import struct
 import zlib
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -23,9 +24,9 @@ from hvdyolo.utils.errors import DataError
 PLENTY = 10**6
 
 
-def save(image: Image.Image, format: str, **options: Any) -> bytes:
+def save(image: Image.Image, kind: str, **options: Any) -> bytes:
     stream = io.BytesIO()
-    image.save(stream, format, **options)
+    image.save(stream, kind, **options)
     return stream.getvalue()
 
 
@@ -105,9 +106,7 @@ def png_header(width: int, height: int) -> bytes:
     data = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     chunk = b"IHDR" + data
     end = struct.pack(">I", 0) + b"IEND" + struct.pack(">I", zlib.crc32(b"IEND"))
-    return (
-        b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk)) + end
-    )
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk)) + end
 
 
 def test_a_bomb_is_refused_from_its_header() -> None:
@@ -126,15 +125,15 @@ def test_the_limit_itself_is_allowed() -> None:
 @pytest.mark.parametrize("encoded", [b"", b"\0", b"GIF89a", b"not an image at all", b"\xff\xd8\xff\xe0"])
 def test_what_is_no_image_is_told(encoded: bytes) -> None:
     for function in (read_header, lambda raw: decode(raw, PLENTY)):
-        with pytest.raises(DataError, match="is not an image|cannot be"):
+        with pytest.raises(DataError, match=r"is not an image|cannot be"):
             function(encoded)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP"])
-def test_damaged_images_raise_data_errors_and_nothing_else(format: str) -> None:
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP"])
+def test_damaged_images_raise_data_errors_and_nothing_else(kind: str) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
-    good = save(Image.fromarray(pixels), format)
+    good = save(Image.fromarray(pixels), kind)
     random = np.random.default_rng(1)
     for trial in range(150):
         raw = bytearray(good)
@@ -142,10 +141,8 @@ def test_damaged_images_raise_data_errors_and_nothing_else(format: str) -> None:
             raw[place] = random.integers(256)
         encoded = bytes(raw[: random.integers(len(raw))] if trial % 3 == 0 else raw)
         for function in (read_header, lambda raw: decode_upright(raw, PLENTY)):
-            try:
+            with suppress(DataError):
                 function(encoded)
-            except DataError as error:
-                assert str(error)
 
 
 def test_a_truncated_jpeg_is_not_filled_with_grey(encode: Any) -> None:

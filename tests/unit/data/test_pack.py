@@ -1,6 +1,8 @@
 import json
+import os
 import shutil
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,11 +15,11 @@ from hvdyolo.data import pack as pack_module
 from hvdyolo.data.images import decode
 from hvdyolo.data.manifest import read_manifest
 from hvdyolo.data.pack import main
+from hvdyolo.data.pack_shards import ShardPacker
 from hvdyolo.data.reader import PackedSplit
 from hvdyolo.data.synth import write_dataset
 from hvdyolo.utils.errors import (
     DataError,
-    HvdyoloError,
     InternalError,
     MismatchError,
     StorageError,
@@ -39,7 +41,7 @@ def folder(tmp_path: Path, encode: Callable[..., bytes]) -> Callable[..., Path]:
                     path.parent.mkdir(parents=True, exist_ok=True)
                 pixels = np.random.default_rng(number).integers(0, 256, (48, 64, 3), dtype=np.uint8)
                 image.write_bytes(encode(pixels, "JPEG"))
-                label.write_text(f"{number % 2} 0.5 0.5 0.25 {(number + 1) / 100}\n")
+                label.write_text(f"{number % 2} 0.5 0.5 0.25 {(number + 10) / 100}\n")
         splits = "".join(f"{split}: images/{split}\n" for split in counts)
         (root / "data.yaml").write_text(splits + "names: [cat, dog]\n")
         return root
@@ -55,7 +57,9 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_packed_bytes_are_the_source_bytes_with_their_labels(folder: Callable[..., Path], tmp_path: Path) -> None:
+def test_packed_bytes_are_the_source_bytes_with_their_labels(
+    folder: Callable[..., Path], tmp_path: Path
+) -> None:
     root = folder(train=20, val=5)
     before = contents(root)
     assert pack(root, tmp_path / "out") == 0
@@ -72,7 +76,7 @@ def test_packed_bytes_are_the_source_bytes_with_their_labels(folder: Callable[..
             assert split.sample_id(index) == number
             assert split.size(index) == split.source_size(index) == (48, 64)
             assert split.labels(index).tolist() == [
-                pytest.approx([number % 2, 0.5, 0.5, 0.25, (number + 1) / 100])
+                pytest.approx([number % 2, 0.5, 0.5, 0.25, (number + 10) / 100])
             ]
 
 
@@ -107,7 +111,7 @@ def in_threads(*calls: Callable[[], Any]) -> list[Any]:
         except BaseException as error:
             results[place] = error
 
-    threads = [threading.Thread(target=run, args=(place,)) for place in range(len(calls))]
+    threads = [threading.Thread(target=run, args=(place,), daemon=True) for place in range(len(calls))]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -151,15 +155,15 @@ def test_an_interrupted_packing_looks_unfinished_and_goes_on(
     root = folder(train=40)
     pack(root, tmp_path / "whole", "--shard-mb", 1)
     packed: list[str] = []
-    pack_shard = pack_module._pack_shard
+    prepare = ShardPacker._prepare
 
-    def interrupted(source: Any, task: Any, *more: Any) -> None:
+    def interrupted(self: ShardPacker, task: Any, decoders: Any) -> Any:
         if len(packed) == 3:
             raise KeyboardInterrupt
         packed.append(task.file)
-        pack_shard(source, task, *more)
+        return prepare(self, task, decoders)
 
-    monkeypatch.setattr(pack_module, "_pack_shard", interrupted)
+    monkeypatch.setattr(ShardPacker, "_prepare", interrupted)
     with pytest.raises(KeyboardInterrupt):
         pack(root, tmp_path / "out", "--shard-mb", 1)
     with pytest.raises(UsageError, match="not a packed dataset"):
@@ -183,7 +187,9 @@ def test_an_unfinished_packing_of_something_else_is_refused(
     with pytest.raises(DataError):
         pack(root, tmp_path / "out", "--shard-mb", 1)
     if change:
-        with pytest.raises(MismatchError, match="unfinished packing of another source or with other settings"):
+        with pytest.raises(
+            MismatchError, match="unfinished packing of another source or with other settings"
+        ):
             pack(root, tmp_path / "out", "--shard-mb", 1, *change)
         return
     image.write_bytes(good)  # the source has changed
@@ -214,9 +220,9 @@ def test_a_packed_dataset_is_not_overwritten(folder: Callable[..., Path], tmp_pa
 def test_an_output_that_cannot_be_made_is_exit_74(folder: Callable[..., Path], tmp_path: Path) -> None:
     root = folder(train=2)
     (tmp_path / "file").write_text("")
-    with pytest.raises(StorageError, match="cannot write .*file/out"):
+    with pytest.raises(StorageError, match=r"cannot write .*file/out"):
         pack(root, tmp_path / "file" / "out")
-    with pytest.raises(StorageError, match="cannot write .*file"):
+    with pytest.raises(StorageError, match=r"cannot write .*file"):
         pack(root, tmp_path / "file")
 
 
@@ -246,6 +252,33 @@ def test_an_unreadable_image_is_named_or_left_out(
     assert sorted(split.sample_id(index) for index in range(len(split))) == [0, 1, 2, 4, 5]
     (finding,) = json.loads((tmp_path / "out" / "lint.json").read_text())["findings"]
     assert (finding["kind"], Path(finding["file"]).name) == ("unreadable", "003.jpg")
+
+
+def test_a_file_system_that_fails_never_costs_an_image(
+    folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = folder(train=3)
+    read_bytes = Path.read_bytes
+
+    def fail(path: Path) -> bytes:
+        if path.name == "001.jpg":
+            raise OSError(5, "Input/output error")
+        return read_bytes(path)
+
+    monkeypatch.setattr(Path, "read_bytes", fail)
+    with pytest.raises(StorageError, match=r"cannot read .*001\.jpg: Input/output error"):
+        pack(root, tmp_path / "out", "--skip-unreadable")
+
+
+def test_names_that_are_no_text_come_through(folder: Callable[..., Path], tmp_path: Path) -> None:
+    root = folder(train=1)
+    name = os.fsdecode(b"\xff\xe9.jpg")
+    (root / "images/train/000.jpg").rename(root / "images/train" / name)  # leaves the labels behind
+    assert pack(root, tmp_path / "out") == 0
+    split = PackedSplit(tmp_path / "out", "train")
+    assert split.name(0) == name
+    assert os.fsencode(split.name(0)) == b"\xff\xe9.jpg"
+    assert rb"\udcff\udce9.jpg: missing: no label file" in (tmp_path / "out" / "lint.txt").read_bytes()
 
 
 def test_a_split_of_which_nothing_can_be_read_is_empty(folder: Callable[..., Path], tmp_path: Path) -> None:
@@ -331,7 +364,11 @@ def test_rotated_images_are_turned_and_told(folder: Callable[..., Path], tmp_pat
 
 @pytest.mark.parametrize(
     ("stated", "turned", "kinds"),
-    [((20, 40), True, ["rotated"]), ((40, 20), False, ["rotated"]), ((80, 40), True, ["resolution", "rotated"])],
+    [
+        ((20, 40), True, ["rotated"]),
+        ((40, 20), False, ["rotated"]),
+        ((80, 40), True, ["resolution", "rotated"]),
+    ],
 )
 def test_labels_tell_which_way_a_rotated_image_is_meant(
     tmp_path: Path, stated: tuple[int, int], turned: bool, kinds: list[str]
@@ -405,34 +442,60 @@ def test_wrong_words_are_one_sentence(
 
 
 @pytest.mark.usefixtures("many_shards")
-def test_a_rank_that_fails_ends_all_with_its_message(folder: Callable[..., Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("failing", [0, 1, 2])
+def test_a_rank_that_fails_ends_all_with_its_message(
+    folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: int
+) -> None:
     root = folder(train=40)
-    pack(root, tmp_path / "whole", "--shard-mb", 1)
-    split = PackedSplit(tmp_path / "whole", "train")
-    (name, *_) = [split.name(index) for index in range(40) if split.shard_file(index) == "train-00002-of-00028.h5"
-                  or split.shard_file(index).startswith("train-00002")]
-    (root / "images/train" / name).write_bytes(b"no image")
+    prepare = ShardPacker._prepare
+    gate = threading.Barrier(3)
+
+    def fail_in_first(self: ShardPacker, task: Any, decoders: Any) -> Any:
+        if task.number < 3:
+            gate.wait()  # so that every rank is at work when one fails
+        if task.number == failing:
+            raise DataError("000.jpg is not an image.")
+        time.sleep(0.5)
+        return prepare(self, task, decoders)
+
+    monkeypatch.setattr(ShardPacker, "_prepare", fail_in_first)
     ranks = [
-        lambda rank=rank: pack(root, tmp_path / "out", "--shard-mb", 1, rank=rank, size=3) for rank in range(3)
+        lambda rank=rank: pack(root, tmp_path / "out", "--shard-mb", 1, rank=rank, size=3)
+        for rank in range(3)
     ]
     errors = in_threads(*ranks)
-    assert [type(error) for error in errors] == [DataError] * 3
-    assert all(f"{name} is not an image" in str(error) for error in errors)
+    assert [(type(error), str(error)) for error in errors] == [(DataError, "000.jpg is not an image.")] * 3
     assert not (tmp_path / "out" / "manifest.json").exists()
 
 
-def test_ranks_that_see_different_images_are_told(folder: Callable[..., Path], tmp_path: Path) -> None:
+def test_ranks_that_see_different_images_are_told(
+    folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     root = folder(train=5)
     other = tmp_path / "other"
     shutil.copytree(root, other)
     (other / "images/train/000.jpg").rename(other / "images/train/zzz.jpg")
+    prepare = ShardPacker._prepare
+
+    def slowly(*arguments: Any) -> Any:
+        time.sleep(3)
+        return prepare(*arguments)
+
+    monkeypatch.setattr(ShardPacker, "_prepare", slowly)
     errors = in_threads(
         lambda: pack(root, tmp_path / "out", rank=0, size=2),
         lambda: pack(other, tmp_path / "out", rank=1, size=2),
     )
-    assert isinstance(errors[1], InternalError)
-    assert "do not see the same images" in str(errors[1])
-    assert errors[0] == 0 or isinstance(errors[0], HvdyoloError)
+    assert [type(error) for error in errors] == [InternalError] * 2
+    assert all("do not see the same images" in str(error) for error in errors)
+
+
+def test_a_rank_that_comes_when_all_is_done_leaves_again(folder: Callable[..., Path], tmp_path: Path) -> None:
+    root = folder(train=5)
+    pack(root, tmp_path / "out")
+    before = contents(tmp_path / "out")
+    assert pack(root, tmp_path / "out", rank=1, size=2) == 0
+    assert contents(tmp_path / "out") == before
 
 
 def test_images_above_the_default_limit_of_training_are_told(

@@ -105,13 +105,15 @@ def test_reading_opens_each_file_once(packed: Build) -> None:
         "        split.read(index); split.labels(index); split.name(index)\n"
         "print(len(opened), len(set(opened)))\n"
     )
-    told = subprocess.run([sys.executable, "-c", script, data.root], capture_output=True, text=True, check=True)
+    told = subprocess.run(
+        [sys.executable, "-c", script, data.root], capture_output=True, text=True, check=True
+    )
     assert told.stdout.split() == ["3", "3"]
 
 
 def open_files(root: Path) -> int:
-    links = (Path("/proc/self/fd") / name for name in os.listdir("/proc/self/fd"))
-    return sum(str(os.readlink(link)).startswith(str(root)) for link in links if link.is_symlink())
+    links = list(Path("/proc/self/fd").iterdir())
+    return sum(str(link.readlink()).startswith(str(root)) for link in links if link.is_symlink())
 
 
 def test_the_number_of_open_files_is_bounded(packed: Build, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,7 +176,7 @@ def test_an_unknown_split_is_wrong_usage_and_tells_which_there_are(packed: Build
 
 def test_an_empty_split_is_refused(tmp_path: Path) -> None:
     write_manifest(build_manifest(("cat",), {"val": []}, {}), tmp_path)
-    with pytest.raises(DataError, match="'val' .* is empty"):
+    with pytest.raises(DataError, match=r"'val' .* is empty"):
         PackedSplit(tmp_path, "val")
 
 

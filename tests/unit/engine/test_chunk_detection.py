@@ -144,6 +144,7 @@ def test_a_batch_of_bad_images_only() -> None:
     assert all(isinstance(record, Failed) for record in detect(StoredImage(b"", None)))
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("seed", range(20))
 def test_damaged_files_give_the_same_record_every_time(seed: int) -> None:
     random = np.random.default_rng(seed)

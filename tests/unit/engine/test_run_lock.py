@@ -123,7 +123,11 @@ def test_a_lock_that_was_broken_is_not_given_back_by_its_old_holder(tmp_path: Pa
     assert json.loads((tmp_path / "lock").read_text())["process"]["pid"] == 4711
 
 
-def _race(directory: Path, start: "multiprocessing.synchronize.Event", won: "multiprocessing.queues.SimpleQueue[bool]") -> None:
+def _race(
+    directory: Path,
+    start: "multiprocessing.synchronize.Event",
+    won: "multiprocessing.queues.SimpleQueue[bool]",
+) -> None:
     start.wait()
     try:
         RunLock.acquire(directory, expiry=600)

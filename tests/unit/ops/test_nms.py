@@ -126,11 +126,12 @@ def test_the_best_boxes_are_kept_and_the_cap_is_told() -> None:
 
 
 def test_candidates_are_capped_by_score_before_suppression() -> None:
+    equal = [prediction((0, 20 * n, 10, 20 * n + 10), 1.0, 0.5) for n in range(1, 5)]
     with patch.object(module, "_MOST_CANDIDATES", 4):
-        crowded = select(*[prediction((0, 0, 10, 10), 1.0, 0.5)] * 4, *apart(2))
-        exact = select(*[prediction((0, 0, 10, 10), 1.0, 0.5)] * 3, *apart(1))
-    # The two best are the last rows; of the four equal ones two are looked at, and one falls.
-    assert crowded.scores.tolist() == [1, 1 - 1 / 64]
+        crowded = select(*equal, *apart(2))
+        exact = select(*equal[:3], *apart(1))
+    assert crowded.scores.tolist() == [1, 1 - 1 / 64, 0.5, 0.5]
+    assert crowded.boxes_xyxy[2:, 1].tolist() == [20, 40], "of equal scores the first rows"
     assert crowded.capped
     assert not exact.capped
 

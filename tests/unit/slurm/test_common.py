@@ -18,10 +18,15 @@ BIN = Path(sys.executable).parent
 
 def shell(script: str, *words: object, **variables: str) -> "subprocess.CompletedProcess[str]":
     """Run ``script`` after common.sh, in an environment that knows no job."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("SLURM_", "HOROVOD_", "NCCL_", "LD_LIBRARY_PATH", "HDF5_"))
+    }
     environment |= {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"} | variables
+    script = f'source "{SCRIPTS}/common.sh"; {script}'
     return subprocess.run(
-        ["bash", "-uo", "pipefail", "-c", f'source "{SCRIPTS}/common.sh"; {script}', "test", *map(str, words)],
+        ["bash", "-uo", "pipefail", "-c", script, "test", *map(str, words)],
         env=environment, text=True, capture_output=True, timeout=60, check=False,
     )  # fmt: skip
 
@@ -35,6 +40,7 @@ def shell(script: str, *words: object, **variables: str) -> "subprocess.Complete
         ("preempted", "no", 0, "no", "no requeue: preempted, and nothing was saved in this attempt"),
         ("died", "yes", 3, "no", "no requeue: died, after 3 restarts of at most 3"),
         ("preempted", "yes", 0, "yes", "no requeue: preempted, as SLURM ends the job"),
+        ("died", "yes", 0, "unknown", "no requeue: died, as SLURM does not tell whether it ends the job"),
         ("done", "yes", 0, "no", "no requeue: done"),
         ("usage", "yes", 0, "no", "no requeue: usage"),
         ("data", "yes", 0, "no", "no requeue: data"),
@@ -50,12 +56,13 @@ def test_decision(reason: str, progress: str, restarts: int, ended_by_slurm: str
 
 @pytest.fixture
 def programs(tmp_path: Path) -> Path:
-    """Stand-ins: scontrol tells of a running job and notes what it is asked."""
+    """Stand-ins: scontrol tells of a running job and notes what it is asked; it answers after $BUSY times."""
     folder = tmp_path / "programs"
     folder.mkdir()
     program = folder / "scontrol"
     program.write_text(
         f'#!/bin/sh\necho "$@" >>"{tmp_path}/asked"\n'
+        f'[ "$(grep -c "^$1" "{tmp_path}/asked")" -gt "${{BUSY:-0}}" ] || exit 1\n'
         '[ "$1" = show ] && echo "   JobState=${STATE:-RUNNING} Reason=None"\nexit 0\n'
     )
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
@@ -81,7 +88,7 @@ def end_attempt(
         text = outcome if isinstance(outcome, str) else json.dumps({"attempt": 1, "detail": ""} | outcome)
         (run / "outcome.json").write_text(text)
     ended = shell(
-        'terminated=no HVDYOLO_MOST_RESTARTS=5; end_attempt train "$@"',
+        'sleep() { :; }; terminated=no HVDYOLO_MOST_RESTARTS=5; end_attempt train "$@"',
         run, attempt_before, step_before, mpirun_code,
         **({"SLURM_JOB_ID": "7", "PATH": f"{programs}:{BIN}:{os.environ['PATH']}"} | variables),
     )  # fmt: skip
@@ -112,7 +119,10 @@ def test_the_outcome_counts_not_what_the_launcher_made_of_it(
 
 @pytest.mark.parametrize(
     ("mpirun_code", "requeued"),
-    [(137, True), (1, True), (70, True), (75, True), (0, False), (2, False), (65, False), (74, False), (78, False)],
+    [
+        (137, True), (1, True), (70, True), (75, True),
+        (0, False), (2, False), (65, False), (74, False), (78, False),
+    ],
 )  # fmt: skip
 def test_without_an_outcome_of_this_attempt_the_exit_code_counts(
     tmp_path: Path, programs: Path, mpirun_code: int, requeued: bool
@@ -142,6 +152,23 @@ def test_no_requeue_after_too_many_restarts(tmp_path: Path, programs: Path) -> N
     assert end_attempt(tmp_path, programs, None, SLURM_RESTART_COUNT="5")[1] is False
 
 
+def test_a_busy_controller_is_asked_again(tmp_path: Path, programs: Path) -> None:
+    code, requeued, asked = end_attempt(tmp_path, programs, None, mpirun_code=137, BUSY="3")
+    assert (code, requeued) == (137, True)
+    assert asked.splitlines() == ["show job 7"] * 4 + ["requeue 7"] * 4
+
+
+def test_no_requeue_where_slurm_does_not_answer(tmp_path: Path, programs: Path) -> None:
+    # It may be a cancelled job.
+    assert end_attempt(tmp_path, programs, None, mpirun_code=137, BUSY="99")[:2] == (137, False)
+
+
+def test_an_environment_that_is_gone_is_no_outcome(tmp_path: Path) -> None:
+    (tmp_path / "outcome.json").write_text('{"attempt": 1, "exit_code": 0, "reason": "done", "detail": ""}')
+    script = 'python() { return 127; }; read_outcome "$1"; echo "${outcome[0]}"'
+    assert shell(script, tmp_path).stdout == "0\n"
+
+
 def test_an_array_task_is_requeued_by_its_own_name(tmp_path: Path, programs: Path) -> None:
     array = {"SLURM_ARRAY_JOB_ID": "5", "SLURM_ARRAY_TASK_ID": "2"}
     asked = end_attempt(tmp_path, programs, None, **array)[2]
@@ -165,7 +192,8 @@ def test_the_last_checkpoint_is_the_progress_of_a_training(tmp_path: Path) -> No
 
 GOLDEN = (
     "hvdyolo: on gpu[1-4]: mpirun --bind-to none --map-by ppr:8:node --mca odls_base_sigkill_timeout 10 "
-    "--mca oob_tcp_if_include ib0 --mca btl_tcp_if_include ib0 -x UCX_TLS=rc "
+    "--mca oob_tcp_if_include ib0 --mca btl_tcp_if_include ib0 "
+    "-x PATH -x HDF5_USE_FILE_LOCKING -x HOROVOD_CYCLE_TIME -x NCCL_DEBUG -x UCX_TLS=rc "
     """bash -c 'trap "" USR1; exec "$@"' rank hvdyolo train --run 'my run' --x 'it'\\''s'\n"""
 )
 
@@ -177,7 +205,8 @@ def test_the_printed_line_is_golden() -> None:
     )
     printed = shell(
         script, "--run", "my run", "--x", "it's",
-        SLURM_NTASKS_PER_NODE="8", SLURM_JOB_NODELIST="gpu[1-4]",
+        SLURM_NTASKS_PER_NODE="8", SLURM_JOB_NODELIST="gpu[1-4]", HDF5_USE_FILE_LOCKING="FALSE",
+        NCCL_DEBUG="INFO", HOROVOD_CYCLE_TIME="5", OTHER="not passed",
     ).stdout  # fmt: skip
     assert printed == GOLDEN
 
@@ -210,28 +239,50 @@ def test_the_value_of_an_option(words: list[str], value: str) -> None:
     assert shell('option_value --run "$@"', *words).stdout == value
 
 
+# A rank that is deaf for its first second, as while importing.
+RANK = (
+    "import signal, sys, time; open(sys.argv[1], 'w').close(); time.sleep(1); "
+    "signal.signal(signal.SIGUSR1, lambda *_: sys.exit(75)); time.sleep(60)"
+)
+
+
+def exit_code_after_signal(tmp_path: Path, number: signal.Signals, prepare: str, when: str) -> int:
+    """What a script exits with that gets ``number`` as soon as the file ``when`` exists."""
+    process = subprocess.Popen(
+        ["bash", "-uo", "pipefail", "-c",
+         f'source "{SCRIPTS}/common.sh"; mpirun_line=("$@"); remember_stop; {prepare}; '
+         'sleep() { command sleep 0.5; }; run_with_signals; exit "$mpirun_code"',
+         "test", sys.executable, "-c", RANK, tmp_path / "started"],
+    )  # fmt: skip
+    try:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / when).exists():
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        process.send_signal(number)
+        return process.wait(30)
+    finally:
+        process.kill()
+        process.wait()
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGUSR1, 75), (signal.SIGTERM, 143)])
 def test_signals_reach_the_ranks_and_their_exit_code_comes_back(
     tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
-    # A rank that is deaf for its first second, as while importing.
-    rank = (
-        "import signal, sys, time; open(sys.argv[1], 'w').close(); time.sleep(1); "
-        "signal.signal(signal.SIGUSR1, lambda *_: sys.exit(75)); time.sleep(60)"
-    )
-    process = subprocess.Popen(
-        ["bash", "-c", f'source "{SCRIPTS}/common.sh"; mpirun_line=("$@"); sleep() {{ command sleep 0.5; }}; '
-         'run_with_signals; exit "$mpirun_code"', "test", sys.executable, "-c", rank, tmp_path / "started"],
-    )  # fmt: skip
-    try:
-        deadline = time.monotonic() + 60
-        while not (tmp_path / "started").exists():
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        process.send_signal(number)
-        assert process.wait(30) == code
-    finally:
-        process.kill()
+    assert exit_code_after_signal(tmp_path, number, ":", "started") == code
+
+
+def test_a_request_to_stop_that_comes_before_the_ranks_is_kept_for_them(tmp_path: Path) -> None:
+    prepare = f'touch "{tmp_path}/preparing"; sleep 1'
+    assert exit_code_after_signal(tmp_path, signal.SIGUSR1, prepare, "preparing") == 75
+
+
+@pytest.mark.parametrize("script", ["train.sh", "detect.sh"])
+def test_a_request_to_stop_is_kept_while_modules_are_loaded(script: str) -> None:
+    lines = (SCRIPTS / script).read_text().splitlines()
+    assert lines.index("remember_stop") < lines.index('prepare_site "$here"')
 
 
 def test_no_environment_is_one_sentence(tmp_path: Path) -> None:
@@ -239,6 +290,20 @@ def test_no_environment_is_one_sentence(tmp_path: Path) -> None:
     ended = shell(f'prepare_site "{tmp_path}"; echo after')
     assert (ended.returncode, ended.stdout) == (2, "")
     assert "/nowhere" in ended.stderr
+
+
+def test_a_site_may_use_what_is_unset_as_modules_do(tmp_path: Path) -> None:
+    (tmp_path / "site.sh").write_text('[ -z "$NOT_SET" ] && export FROM_SITE=1\n')
+    ended = shell(f'prepare_site "{tmp_path}"; echo "$FROM_SITE"; echo "$NOT_SET_EITHER"; echo after')
+    assert ended.stdout == "1\n"
+    assert "NOT_SET_EITHER: unbound variable" in ended.stderr  # the rest stays strict
+
+
+def test_a_site_that_fails_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "site.sh").write_text("(exit 3)\n")
+    ended = shell(f'prepare_site "{tmp_path}"; echo after')
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr == f"hvdyolo: {tmp_path}/site.sh ended with 3; mend it.\n"
 
 
 def test_the_example_of_a_site_changes_nothing(tmp_path: Path) -> None:

@@ -53,17 +53,36 @@ def test_without_hard_links_a_rename_does_it(
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_losing_the_temporary_file_to_a_tidier_is_a_lost_race(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("theirs", ["theirs", None])
+def test_a_temporary_file_taken_for_a_leftover_is_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, theirs: str | None
 ) -> None:
+    link = os.link
+
     def tidied(source: Path, target: Path) -> None:
+        monkeypatch.setattr(os, "link", link)
         source.unlink()
-        target.write_text("theirs")
+        if theirs is not None:
+            target.write_text(theirs)
         raise refuse(errno.ENOENT)
 
     monkeypatch.setattr(os, "link", tidied)
-    assert not create_once(tmp_path / "file", "mine")
-    assert (tmp_path / "file").read_text() == "theirs"
+    assert create_once(tmp_path / "file", "mine") == (theirs is None)
+    assert (tmp_path / "file").read_text() == (theirs or "mine")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_directory_that_has_gone_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "out").mkdir()
+
+    def gone(source: Path, target: Path) -> None:
+        source.unlink()
+        target.parent.rmdir()
+        raise refuse(errno.ENOENT)
+
+    monkeypatch.setattr(os, "link", gone)
+    with pytest.raises(StorageError, match="No such file"):
+        create_once(tmp_path / "out/file", "mine")
 
 
 def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,7 +73,7 @@ def test_images_lie_in_one_of_the_usual_folders(coco: Callable[..., Path], folde
 
 
 def test_no_folder_of_images_is_wrong_usage(coco: Callable[..., Path]) -> None:
-    with pytest.raises(UsageError, match="needs its images in .*train2017"):
+    with pytest.raises(UsageError, match=r"needs its images in .*train2017"):
         CocoSource(coco("pictures", instances_train2017=CONTENT))
 
 

@@ -18,7 +18,9 @@ def annotation(*objects: str, size: str = "<size><width>200</width><height>100</
     return f"<annotation>\n{size}\n{''.join(objects)}</annotation>\n"
 
 
-def thing(name: str = "cat", box: tuple[object, ...] = (10, 20, 50, 60), difficult: int = 0, truncated: int = 0) -> str:
+def thing(
+    name: str = "cat", box: tuple[object, ...] = (10, 20, 50, 60), difficult: int = 0, truncated: int = 0
+) -> str:
     return OBJECT.format(name=name, box=box, difficult=difficult, truncated=truncated)
 
 
@@ -56,7 +58,13 @@ def test_boxes_are_corners_over_size_with_their_lines(voc: Callable[..., Path]) 
 
 def test_train_val_and_test_are_taken_and_trainval_is_not(voc: Callable[..., Path]) -> None:
     stems = {stem: annotation(thing()) for stem in "abcd"}
-    lists = {"train": "b\na\n", "val": "c\n", "test": "d\n", "trainval": "a\nb\nc\n", "cat_train": "a 1\nb -1\n"}
+    lists = {
+        "train": "b\na\n",
+        "val": "c\n",
+        "test": "d\n",
+        "trainval": "a\nb\nc\n",
+        "cat_train": "a 1\nb -1\n",
+    }
     source = VocSource(voc(stems, lists))
     names = {split: [image.name for image in images] for split, images in source.splits.items()}
     assert names == {"train": ["a.jpg", "b.jpg"], "val": ["c.jpg"], "test": ["d.jpg"]}
@@ -82,7 +90,9 @@ def test_an_unknown_class_is_named_with_file_and_line(voc: Callable[..., Path]) 
 
 
 @pytest.mark.parametrize("box", [("", 1, 2, 3), ("a", 1, 2, 3)])
-def test_an_object_without_a_box_is_named_with_its_line(voc: Callable[..., Path], box: tuple[object, ...]) -> None:
+def test_an_object_without_a_box_is_named_with_its_line(
+    voc: Callable[..., Path], box: tuple[object, ...]
+) -> None:
     source = VocSource(voc({"a": annotation(thing(box=box))}, {"train": "a\n"}))
     with pytest.raises(DataError, match=r"a\.xml:3: .* no four numbers"):
         source.boxes(source.splits["train"][0], 200, 100)
@@ -154,6 +164,8 @@ def test_bccd_has_its_known_boxes(bccd: Path) -> None:
     assert {split: len(images) for split, images in source.splits.items()} == {
         "train": 205, "val": 87, "test": 72
     }  # fmt: skip
-    boxes = [box for images in source.splits.values() for image in images for box in source.boxes(image, 640, 480)]
+    boxes = [
+        box for images in source.splits.values() for image in images for box in source.boxes(image, 640, 480)
+    ]
     assert len(boxes) == 4888
     assert sum(box.width <= 0 or box.height <= 0 for box in boxes) == 2

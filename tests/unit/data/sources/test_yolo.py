@@ -49,7 +49,9 @@ def test_a_byte_order_mark_and_windows_lines_do_no_harm(files: Callable[..., Pat
 
 
 def test_a_polygon_becomes_the_box_around_it(files: Callable[..., Path]) -> None:
-    assert rows(files, "1 0.2 0.1 0.6 0.3 0.4 0.9\n") == [(1, 1, pytest.approx(0.4), 0.5, pytest.approx(0.4), 0.8)]
+    assert rows(files, "1 0.2 0.1 0.6 0.3 0.4 0.9\n") == [
+        (1, 1, pytest.approx(0.4), 0.5, pytest.approx(0.4), 0.8)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -120,14 +122,23 @@ def test_an_image_without_labels_is_background(files: Callable[..., Path]) -> No
         ({"path": None, "train": "images/train", "val": None, "test": ""}, "images/train/a.jpg"),
     ],
 )
-def test_the_usual_ways_to_write_paths(files: Callable[..., Path], description: dict[str, object], image: str) -> None:
+def test_the_usual_ways_to_write_paths(
+    files: Callable[..., Path], description: dict[str, object], image: str
+) -> None:
     description = {key: value for key, value in description.items() if value != ""}
     source = YoloSource(files({**description, "names": NAMES}, **{image: ""}))
     assert split_names(source) == {"train": ["a.jpg"]}
 
 
 def test_all_splits_are_found_and_other_keys_do_no_harm(files: Callable[..., Path]) -> None:
-    description = {"train": "a/images", "val": "b/images", "test": "c/images", "nc": 2, "names": NAMES, "roboflow": {}}
+    description = {
+        "train": "a/images",
+        "val": "b/images",
+        "test": "c/images",
+        "nc": 2,
+        "names": NAMES,
+        "roboflow": {},
+    }
     source = YoloSource(files(description, **{f"{letter}/images/{letter}.png": "" for letter in "abc"}))
     assert split_names(source) == {"train": ["a.png"], "val": ["b.png"], "test": ["c.png"]}
 
@@ -139,7 +150,10 @@ def test_the_file_itself_may_be_given(files: Callable[..., Path]) -> None:
 
 def test_equal_names_in_two_folders_are_two_images(files: Callable[..., Path]) -> None:
     source = YoloSource(
-        files({"train": ["a/images", "b/images"], "names": NAMES}, **{"a/images/x.jpg": "", "b/images/x.jpg": ""})
+        files(
+            {"train": ["a/images", "b/images"], "names": NAMES},
+            **{"a/images/x.jpg": "", "b/images/x.jpg": ""},
+        )
     )
     assert split_names(source) == {"train": ["a/images/x.jpg", "b/images/x.jpg"]}
 
@@ -196,7 +210,10 @@ def test_names_may_be_numbered(files: Callable[..., Path]) -> None:
         ({"train": "images", "names": ["a", "b", "a"]}, "the class name 'a' twice"),
         ({"train": "images", "names": ["a", ""]}, "an empty class name"),
         ({"names": NAMES}, "names no images under train, val or test"),
-        ({"train": "imagse", "names": NAMES}, r"'train: imagse' does not exist; it was looked for at .*imagse"),
+        (
+            {"train": "imagse", "names": NAMES},
+            r"'train: imagse' does not exist; it was looked for at .*imagse",
+        ),
         ({"train": {"a": 1}, "names": NAMES}, "'train' must be a folder"),
         ("!!python/object/apply:os.system ['true']", "is not valid YAML"),
     ],
@@ -214,7 +231,9 @@ def test_no_data_yaml_is_wrong_usage(tmp_path: Path) -> None:
 
 
 def test_an_empty_split_is_refused(files: Callable[..., Path]) -> None:
-    root = files({"train": "images", "val": "none", "names": NAMES}, **{"images/a.jpg": "", "none/readme.txt": ""})
+    root = files(
+        {"train": "images", "val": "none", "names": NAMES}, **{"images/a.jpg": "", "none/readme.txt": ""}
+    )
     with pytest.raises(DataError, match=r"the split 'val' is empty: none holds no images"):
         YoloSource(root)
 

@@ -1,0 +1,139 @@
+"""One image of a source, checked and made ready for a shard."""
+
+import errno
+from dataclasses import dataclass
+
+from hvdyolo.config import LoaderConfig
+from hvdyolo.data.findings import Finding
+from hvdyolo.data.format import MOST_PIXELS_A_SIDE
+from hvdyolo.data.images import MOST_PIXELS, ImageHeader, LoadedImage, Pixels, encode_jpeg, load, resize
+from hvdyolo.data.lint import check_boxes
+from hvdyolo.data.pack_plan import PackSettings
+from hvdyolo.data.sources.source import Source, SourceImage
+from hvdyolo.data.writer import Sample
+from hvdyolo.utils.errors import DataError, StorageError
+
+_OF_THE_FILE = (errno.ENOENT, errno.EACCES, errno.EISDIR, errno.ELOOP)
+
+
+@dataclass(frozen=True)
+class PackedImage:
+    """What became of an image; ``sample`` is ``None`` if it is left out."""
+
+    sample: Sample | None
+    findings: list[Finding]
+    source_bytes: int
+
+
+def pack_image(source: Source, image: SourceImage, sample_id: int, settings: PackSettings) -> PackedImage:
+    """Decode, check, and shrink or turn an image if need be.
+
+    Raises:
+        DataError: the image or its labels cannot be used; names file and line.
+    """
+    encoded = b""
+    try:
+        encoded = _read(image)
+        # Decoded even where the bytes are kept: a broken image is found here, not in the night's training.
+        loaded = load(encoded, MOST_PIXELS)
+    except DataError as error:
+        if not settings.skip_unreadable:
+            raise DataError(
+                f"{image.path} {error}; repair or remove it, or leave such images out with --skip-unreadable."
+            ) from None
+        return PackedImage(None, [Finding("unreadable", str(image.path), 0, str(error))], len(encoded))
+    stored = _stored(source, image, loaded, encoded, settings)
+    labels, flags, found = check_boxes(
+        image,
+        source.boxes(image, stored.source_width, stored.source_height),
+        stored.source_width,
+        stored.source_height,
+    )
+    sample = Sample(
+        encoded=stored.encoded,
+        format=stored.format,
+        width=stored.width,
+        height=stored.height,
+        source_width=stored.source_width,
+        source_height=stored.source_height,
+        labels=labels,
+        flags=flags,
+        name=image.name,
+        sample_id=sample_id,
+    )
+    return PackedImage(sample, [*stored.findings, *found], len(encoded))
+
+
+def _read(image: SourceImage) -> bytes:
+    try:
+        return image.path.read_bytes()
+    except OSError as error:
+        if error.errno in _OF_THE_FILE:
+            raise DataError(f"cannot be read: {error.strerror}") from None
+        # Not the image's fault: leaving it out would lose images whenever a file system has a bad day.
+        raise StorageError(f"cannot read {image.path}: {error.strerror}.") from error
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """An image as it goes into the shard; ``source_…`` is what its labels refer to."""
+
+    encoded: bytes
+    format: str
+    width: int
+    height: int
+    source_width: int
+    source_height: int
+    findings: list[Finding]
+
+
+def _stored(
+    source: Source, image: SourceImage, loaded: LoadedImage, encoded: bytes, settings: PackSettings
+) -> _Stored:
+    header = loaded.header
+    stated = source.stated_size(image)
+    turn = _needs_turn(header, stated)
+    width, height = header.upright_size if turn else (header.width, header.height)
+    if max(width, height) > MOST_PIXELS_A_SIDE:
+        raise DataError(
+            f"{image.path} is {width} x {height} pixels, and a side may have {MOST_PIXELS_A_SIDE}; cut it."
+        )
+    findings = []
+    if header.exif_orientation != 1:
+        done = "turned and encoded again" if turn else "its labels are of the image as stored, kept so"
+        findings.append(
+            Finding("rotated", str(image.path), 0, f"orientation {header.exif_orientation}, {done}")
+        )
+    if stated is not None and stated != (width, height):
+        detail = f"{stated[0]} x {stated[1]} pixels, and {image.name} has {width} x {height}"
+        findings.append(Finding("resolution", str(image.annotation), 0, detail))
+    shrink = settings.max_side is not None and max(width, height) > settings.max_side
+    if turn or shrink:
+        pixels = loaded.pixels(upright=turn)
+        if settings.max_side is not None:
+            pixels = _shrink(pixels, settings.max_side)
+        stored = encode_jpeg(pixels, settings.quality), "JPEG", pixels.shape[1], pixels.shape[0]
+    else:
+        stored = encoded, header.format, width, height
+    if stored[2] * stored[3] > LoaderConfig().max_pixels:
+        detail = f"{stored[2]} x {stored[3]} pixels; shrink with --imgsz, or raise loader.max_pixels"
+        findings.append(Finding("large", str(image.path), 0, detail))
+    return _Stored(*stored, width, height, findings)
+
+
+def _needs_turn(header: ImageHeader, stated: tuple[int, int] | None) -> bool:
+    """Whether to turn an image as its EXIF orientation says.
+
+    Labels are nearly always of the upright image. Where the annotation's size is that of the image as
+    stored and not that of the upright one, they were made by a tool that ignores the orientation.
+    """
+    as_stored = (header.width, header.height)
+    return header.exif_orientation != 1 and (stated != as_stored or stated == header.upright_size)
+
+
+def _shrink(pixels: Pixels, max_side: int) -> Pixels:
+    height, width = pixels.shape[:2]
+    if max(height, width) <= max_side:
+        return pixels
+    scale = max_side / max(height, width)
+    return resize(pixels, max(round(width * scale), 1), max(round(height * scale), 1))

@@ -1,0 +1,138 @@
+"""The packing scripts for real: on one rank and several, and misused."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from hvdyolo.data.manifest import read_manifest
+from hvdyolo.data.reader import PackedSplit
+
+pytestmark = pytest.mark.slow
+
+TOOLS = Path(__file__).resolve().parents[2] / "data_tools"
+
+
+def script(name: str, *words: object) -> list[object]:
+    return [sys.executable, TOOLS / f"{name}.py", *words]
+
+
+def packing(source: str, root: Path, out: Path, *more: object) -> list[object]:
+    return script("pack", "--source", source, "--root", root, "--out", out, *more)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize(("launcher", "ranks"), [("single", 1), ("mpirun", 2), ("mpirun", 4), ("gloo", 2)])
+def test_ranks_of_any_launcher_pack_the_same_bytes(
+    launch, drawn, synthetic, tmp_path, launcher, ranks
+) -> None:
+    ended = launch.program(packing("yolo", drawn, tmp_path / "out"), launcher, ranks)
+    assert ended.code == 0, ended.output
+    assert ended.output.count("packed into") == 1
+    assert contents(tmp_path / "out") == contents(synthetic)
+
+
+def test_the_scripts_are_the_command(launch, bccd, packed_bccd, tmp_path) -> None:
+    ended = launch(["pack", "--source", "voc", "--root", bccd, "--out", tmp_path / "out"])
+    assert ended.code == 0, ended.output
+    assert contents(tmp_path / "out") == contents(packed_bccd)
+    # The two degenerate boxes, by file and line, for whoever watches.
+    assert "BloodImage_00338.xml:158" in ended.output
+    assert "BloodImage_00343.xml:50" in ended.output
+    verified = launch.program(script("verify", tmp_path / "out"))
+    assert (verified.code, "364 samples in 3 splits" in verified.output) == (0, True), verified.output
+    shown = launch.program(
+        script("inspect", tmp_path / "out", "--out", tmp_path / "pictures", "--samples", 1)
+    )
+    assert shown.code == 0, shown.output
+    assert len(list((tmp_path / "pictures").iterdir())) == 3
+
+
+def test_drawing_packing_and_inspecting_fit_together(launch, tmp_path) -> None:
+    for words in (
+        script("synth", "--out", tmp_path / "source", "--images", 8, "--classes", 6),
+        packing("yolo", tmp_path / "source", tmp_path / "packed", "--imgsz", 160, "--workers", 1),
+        script("inspect", tmp_path / "packed"),
+        script("verify", tmp_path / "packed"),
+    ):
+        ended = launch.program(words)
+        assert ended.code == 0, ended.output
+    assert PackedSplit(tmp_path / "packed", "val").size(0) == (160, 160)
+
+
+@pytest.mark.parametrize(("launcher", "ranks"), [("single", 1), ("mpirun", 3)])
+@pytest.mark.parametrize(
+    ("fault", "code", "says"),
+    [
+        ("root", 2, "there is no"),
+        ("word", 2, "unrecognized arguments: --shards"),
+        ("nc", 2, "nc is 7 and there are 4 names"),
+        ("image", 65, "000003.jpg is not an image"),
+        ("label", 65, "000003.txt:1: class 9 is beyond the 4 names"),
+        ("pixels", 65, "000003.txt:1: labels must be fractions"),
+        ("empty", 65, "the split 'val' is empty"),
+        ("file", 74, "cannot write"),
+        ("other", 78, "is not empty"),
+    ],
+)
+def test_a_mistake_is_one_sentence_once_and_an_exit_code(
+    launch, drawn, tmp_path, launcher, ranks, fault, code, says
+) -> None:
+    root, out = tmp_path / "source", tmp_path / "out"
+    shutil.copytree(drawn, root)
+    words = packing("yolo", root, out, "--shard-mb", 1)
+    description = root / "data.yaml"
+    if fault == "root":
+        shutil.rmtree(root)
+    elif fault == "word":
+        words += ["--shards", 3]
+    elif fault == "nc":
+        description.write_text(description.read_text() + "nc: 7\n")
+    elif fault == "image":
+        (root / "images/train/000003.jpg").write_text("no image")
+    elif fault == "label":
+        (root / "labels/train/000003.txt").write_text("9 0.5 0.5 0.1 0.1\n")
+    elif fault == "pixels":
+        (root / "labels/train/000003.txt").write_text("1 100 100 20 20\n")
+    elif fault == "empty":
+        shutil.rmtree(root / "images/val")
+        (root / "images/val").mkdir()
+    elif fault == "file":
+        out.write_text("")
+    elif fault == "other":
+        out.mkdir()
+        (out / "thesis.tex").write_text("")
+    ended = launch.program(words, launcher, ranks, timeout=60)
+    assert ended.code == code, ended.output
+    told = [line for line in ended.output.splitlines() if line.startswith("hvdyolo")]
+    assert len(told) == 1, ended.output
+    assert says in told[0]
+    assert "Traceback" not in ended.output
+    if out.is_dir():
+        assert not (out / "manifest.json").exists()
+
+
+def test_a_killed_packing_goes_on(launch, drawn, synthetic, tmp_path) -> None:
+    """Killed at no particular moment; whatever is there then, the same command finishes it."""
+    whole = tmp_path / "whole"
+    assert launch.program(packing("yolo", drawn, whole, "--shard-mb", 1)).code == 0
+    for delay in (0.3, 0.6, 0.9, 1.2):
+        process = launch._popen(packing("yolo", drawn, tmp_path / "out", "--shard-mb", 1), "single", 1)
+        try:
+            process.wait(delay)
+        except Exception:
+            process.kill()
+        process.communicate()
+        if process.returncode == 0:
+            break
+        assert not (tmp_path / "out" / "manifest.json").exists()
+    else:
+        assert launch.program(packing("yolo", drawn, tmp_path / "out", "--shard-mb", 1)).code == 0
+    assert contents(tmp_path / "out") == contents(whole)
+    assert read_manifest(tmp_path / "out").dataset_id
+    assert json.loads((tmp_path / "out" / "lint.json").read_text())["images"] == {"train": 40, "val": 32}
