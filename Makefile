@@ -15,7 +15,8 @@ endif
 # make test TESTS=tests/unit/metrics, make test PYTEST="-k parity -x", make test JOBS=0 for one after the other
 TESTS ?= tests
 PYTEST ?=
-# Tests mostly wait: for imports, launchers, deadlines. Files are shared out whole, with their fixtures.
+# Tests mostly wait: for imports, launchers, deadlines. Files are shared out whole, with their fixtures, the
+# long ones first.
 JOBS ?= 2
 # make demo IMAGES=120
 IMAGES ?=
@@ -34,7 +35,7 @@ demo: env ## draw a dataset, pack it, train on two ranks, evaluate, detect
 
 # tests/parallel runs on several ranks, started by tests/integration.
 test: env ## all tests; SLURM's where SLURM is installed
-	@$(AS_ROOT) $(BIN)/python -m pytest $(TESTS) --ignore=tests/parallel -n $(JOBS) --dist loadfile --durations=10 $(PYTEST)
+	@$(AS_ROOT) $(BIN)/python -m pytest $(TESTS) --ignore=tests/parallel -n $(JOBS) --dist loadfile --no-loadscope-reorder --durations=10 $(PYTEST)
 
 lint: env ## ruff, mypy --strict, import-linter, shellcheck
 	@scripts/lint.sh

@@ -148,6 +148,8 @@ def _claim(out: Path) -> None:
             raise MismatchError(f"{out} is not empty and no unfinished packing; give another --out.")
     make_directory(out)
     make_directory(out / _WORK)
+    for leftover in out.glob(".*.tmp"):  # of a report or manifest whose writing was killed
+        leftover.unlink(missing_ok=True)
 
 
 def _abandon(out: Path) -> None:

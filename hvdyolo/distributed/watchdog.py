@@ -42,7 +42,7 @@ class Beacon:
 
     def __init__(self) -> None:
         directory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-        descriptor, name = tempfile.mkstemp(prefix="hvdyolo-beacon-", dir=directory)
+        descriptor, name = tempfile.mkstemp(prefix=f"hvdyolo-beacon-{os.getpid()}-", dir=directory)
         os.ftruncate(descriptor, _BEACON.size)
         self._map = mmap.mmap(descriptor, _BEACON.size)
         os.close(descriptor)
