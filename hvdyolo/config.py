@@ -25,7 +25,7 @@ class LoaderConfig:
     image_size: int = 640
     """Side of the square network input, pixels; a multiple of the largest stride."""
     workers: int | None = None
-    """Loader processes a rank; by default the cores this rank may use, at most 8. 0 loads in the rank."""
+    """Loader processes a rank; by default its share of the host's cores, at most 8. 0 loads in the rank."""
     prefetch: int = 2
     """Batches each worker keeps ready."""
     verify: bool = True
@@ -178,7 +178,7 @@ class DistributedConfig:
     """Milliseconds between Horovod's looks for work. By default 50 on CPUs, where a short cycle takes the
     cores from the model (16 to 29 images/s measured), and Horovod's own choice on GPUs."""
     threads: int | None = None
-    """Torch threads a rank; by default the cores this rank may use, divided among the ranks of the host."""
+    """Torch threads a rank; by default its share of the cores, those that several ranks may use divided."""
     deterministic: bool = False
     """Fix the order of sums between ranks (no fusion): the same bits every run, slower."""
 

@@ -7,7 +7,7 @@ no gap between epochs.
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -332,7 +332,14 @@ def _join(
     )
 
 
-def _workers(loader: LoaderConfig) -> int:
-    if loader.workers is not None:
-        return loader.workers
-    return min(_MOST_WORKERS, available_cores())
+def with_workers(settings: LoaderConfig, cores: int) -> LoaderConfig:
+    """``settings`` with a worker for each of a rank's ``cores``, at most 8, unless they give a number."""
+    if settings.workers is not None:
+        return settings
+    return replace(settings, workers=min(_MOST_WORKERS, cores))
+
+
+def _workers(settings: LoaderConfig) -> int:
+    workers = with_workers(settings, available_cores()).workers
+    assert workers is not None
+    return workers

@@ -1,9 +1,13 @@
-"""The device and the threads of a rank."""
+"""The device, the cores and the threads of a rank."""
+
+import os
+from collections import Counter
 
 import torch
 
+from hvdyolo.distributed.communicator import Communicator
 from hvdyolo.distributed.world import World
-from hvdyolo.utils.cores import available_cores
+from hvdyolo.utils.process_identity import ProcessIdentity
 
 
 def choose_device(world: World) -> torch.device:
@@ -16,9 +20,14 @@ def choose_device(world: World) -> torch.device:
     return device
 
 
-def set_threads(world: World, threads: int | None) -> int:
-    """Set torch's threads: as given, or this rank's share of the cores it may use."""
-    # With one rank a host, or ranks bound to cores of their own, the mask is the share already.
-    count = threads or max(available_cores() // world.local_size, 1)
-    torch.set_num_threads(count)
-    return count
+def share_of_cores(comm: Communicator) -> int:
+    """How many cores this rank has for itself, those that others may use too being divided among them.
+
+    Launchers bind each rank to cores of its own, or leave all ranks of a host the same ones: only looking at
+    all masks tells.
+    """
+    mine = os.sched_getaffinity(0)
+    machine = ProcessIdentity.current().machine
+    masks = comm.gather_objects("cores", (machine, sum(1 << core for core in mine)))
+    users = Counter(core for where, mask in masks if where == machine for core in mine if mask >> core & 1)
+    return max(int(sum(1 / users[core] for core in mine) + 1e-6), 1)

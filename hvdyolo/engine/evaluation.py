@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 from hvdyolo.config import Config
+from hvdyolo.data.loader import with_workers
 from hvdyolo.data.manifest import read_manifest
 from hvdyolo.data.reader import PackedSplit
 from hvdyolo.engine.agreement import on_every_rank, on_first_rank
@@ -31,7 +32,8 @@ def evaluate_weights(config: Config, weights: Path, data: Path, split: str, repo
     with open_job(config) as job:
         started = time.monotonic()
         model, packed = on_every_rank(job.comm, "check", lambda: _load(config, weights, data, split))
-        scores = evaluate(model, packed, job.comm, job.device, config.evaluation, config.loader, job.beacon)
+        loading = with_workers(config.loader, job.cores)
+        scores = evaluate(model, packed, job.comm, job.device, config.evaluation, loading, job.beacon)
         seconds = time.monotonic() - started
 
         def tell() -> None:

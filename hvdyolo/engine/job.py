@@ -11,7 +11,7 @@ import torch
 from hvdyolo.config import Config
 from hvdyolo.data.workers import start_worker_server
 from hvdyolo.distributed.communicator import Communicator
-from hvdyolo.distributed.device import choose_device, set_threads
+from hvdyolo.distributed.device import choose_device, share_of_cores
 from hvdyolo.distributed.launch import is_lost_peer, open_communicator
 from hvdyolo.distributed.watchdog import Beacon, start_watchdog
 from hvdyolo.distributed.world import World, launched_world
@@ -23,12 +23,14 @@ class Job:
     """What every distributed command works with.
 
     Attributes:
+        cores: that this rank has for itself.
         threads: torch threads of this rank.
     """
 
     comm: Communicator
     device: torch.device
     beacon: Beacon
+    cores: int
     threads: int
 
 
@@ -48,7 +50,10 @@ def open_job(config: Config) -> Iterator[Job]:
         comm = open_communicator(config.distributed)
         try:
             device = choose_device(comm.world)
-            yield Job(comm, device, beacon, set_threads(comm.world, config.distributed.threads))
+            cores = share_of_cores(comm)
+            threads = config.distributed.threads or cores
+            torch.set_num_threads(threads)
+            yield Job(comm, device, beacon, cores, threads)
         except BaseException as error:
             if comm.world.size > 1 and not getattr(error, "agreed", False):
                 tell_failure(error, comm.world)

@@ -1,13 +1,13 @@
 """``hvdyolo train``: checks, construction of the trainer, and the run around it."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from hvdyolo.config import Config
-from hvdyolo.data.loader import TrainLoader
+from hvdyolo.data.loader import TrainLoader, with_workers
 from hvdyolo.data.manifest import read_manifest
 from hvdyolo.data.order import BatchPlan
 from hvdyolo.data.reader import PackedSplit
@@ -101,6 +101,7 @@ def train_attempt(config: Config, inputs: Inputs, run: Path, resume: str, job: J
     """Build the trainer, from a checkpoint if there is one, and run it."""
     comm, device, beacon = job.comm, job.device, job.beacon
     training, plan = inputs.training, inputs.plan
+    loading = with_workers(config.loader, job.cores)
     stop = StopRequest()
     beacon.beat("build", 0)
     schedule = TrainingSchedule(
@@ -132,7 +133,7 @@ def train_attempt(config: Config, inputs: Inputs, run: Path, resume: str, job: J
     loader = TrainLoader(
         training,
         plan,
-        config.loader,
+        loading,
         config.augment,
         build_assigner(model, config.loss.anchor_threshold),
         rank=comm.world.rank,
@@ -145,7 +146,7 @@ def train_attempt(config: Config, inputs: Inputs, run: Path, resume: str, job: J
     try:
         _record_derived(config, run, job, schedule, model, training, loader.workers)
         trainer = Trainer(
-            config,
+            replace(config, loader=loading),
             run,
             comm,
             learner,

@@ -9,10 +9,10 @@ import sys
 from collections.abc import Iterator
 
 import pytest
+import torch
 
 from hvdyolo.config import DistributedConfig
 from hvdyolo.distributed.communicator import Communicator
-from hvdyolo.distributed.device import set_threads
 from hvdyolo.distributed.launch import open_communicator
 
 
@@ -21,7 +21,7 @@ def comm() -> Iterator[Communicator]:
     """This job's ranks. A short cycle: tests send many small things."""
     communicator = open_communicator(DistributedConfig(cycle_time=1.0))
     # As in a job, where ranks share the cores of a host: the default of all cores a rank is ten times slower.
-    set_threads(communicator.world, 1)
+    torch.set_num_threads(1)
     yield communicator
     communicator.close()
 

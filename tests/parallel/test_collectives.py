@@ -1,10 +1,13 @@
 """Every collective, on whatever number of ranks the job has; expectations are written for any."""
 
+import os
+
 import pytest
 import torch
 from torch import nn
 
 from hvdyolo.distributed import horovod_communicator
+from hvdyolo.distributed.device import share_of_cores
 from hvdyolo.utils.errors import InternalError
 
 
@@ -131,3 +134,18 @@ def test_the_optimizers_state_is_seen_through_the_one_it_was_made_from(comm) -> 
     before = model.weight.detach().clone()
     reduction.step()
     assert model.weight.detach().equal(before)
+
+
+def test_cores_that_ranks_share_are_divided_and_own_ones_are_not(comm) -> None:
+    available = sorted(os.sched_getaffinity(0))
+    try:
+        assert share_of_cores(comm) == max(len(available) // comm.world.size, 1)
+        if comm.world.size <= len(available):
+            os.sched_setaffinity(0, {available[comm.world.rank]})
+            assert share_of_cores(comm) == 1
+            # All but this rank's own core are everybody's: each has its own and a part of the others.
+            others = len(available) - comm.world.size
+            os.sched_setaffinity(0, {available[comm.world.rank], *available[comm.world.size :]})
+            assert share_of_cores(comm) == 1 + others // comm.world.size
+    finally:
+        os.sched_setaffinity(0, available)
