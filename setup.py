@@ -30,6 +30,7 @@ RUNTIME = [
     "pycocotools>=2.0.8",
     "PyYAML>=6.0.1",
     "safetensors>=0.4.5",
+    "simplejpeg>=1.8",
     # Older ones let a prepared file run code in spite of weights_only.
     "torch>=2.10",
     "tqdm>=4.66",
@@ -41,7 +42,6 @@ EXTRAS = {
     "report": ["jinja2>=3.1", "matplotlib>=3.8"],
     "tensorboard": ["tensorboard>=2.16"],
     "export": ["onnx>=1.16", "onnxruntime>=1.18"],
-    "turbo": ["simplejpeg>=1.8"],
     "dev": [
         "hypothesis>=6.100",
         "import-linter>=2.1",

@@ -63,7 +63,8 @@ def decode_stored(stored: StoredImage, max_pixels: int) -> NDArray[np.uint8]:
             "too_large", f"{header.width} x {header.height} pixels are more than {max_pixels}"
         )
     try:
-        return (decode if stored.upright else decode_upright)(stored.encoded, max_pixels)
+        upright = stored.upright or header.exif_orientation == 1
+        return (decode if upright else decode_upright)(stored.encoded, max_pixels)
     except DataError as error:
         raise BadImageError("broken", str(error)) from error
     except MemoryError:

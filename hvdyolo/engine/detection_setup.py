@@ -137,6 +137,7 @@ def _fingerprint(
         "processor": _processor(detector.device),
         "torch": torch.__version__,
         "pillow": version("pillow"),
+        "simplejpeg": version("simplejpeg"),
     }
 
 

@@ -6,10 +6,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
 from PIL import Image
 
 from hvdyolo.data.images import (
     ImageTooLargeError,
+    _decode_fast,
     decode,
     decode_upright,
     encode_jpeg,
@@ -149,6 +153,54 @@ def test_a_truncated_jpeg_is_not_filled_with_grey(encode: Any) -> None:
     encoded = encode(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8), "JPEG")
     with pytest.raises(DataError, match="cannot be decoded"):
         decode(encoded[: len(encoded) // 2], PLENTY)
+
+
+def jpegs() -> list[bytes]:
+    """One picture as many kinds of JPEG, of odd sides."""
+    coarse = np.random.default_rng(0).integers(0, 256, (9, 11, 3), dtype=np.uint8)
+    picture = Image.fromarray(coarse).resize((97, 61))
+    kinds: list[dict[str, Any]] = [
+        {"quality": 30}, {"quality": 95, "subsampling": 0}, {"subsampling": 1}, {"subsampling": 2},
+        {"progressive": True}, {"optimize": True}, {"restart_marker_blocks": 2}, {"exif": b"Exif\0\0"},
+    ]  # fmt: skip
+    encoded = [save(picture, "JPEG", **options) for options in kinds]
+    return [*encoded, save(picture.convert("L"), "JPEG"), save(picture.convert("CMYK"), "JPEG")]
+
+
+def decoded_by_pillow(encoded: bytes) -> NDArray[np.uint8] | str:
+    try:
+        return load(encoded, PLENTY).pixels(upright=False)
+    except DataError as error:
+        return str(error)
+
+
+def test_the_fast_decoder_gives_pillows_bits_whatever_the_kind_of_jpeg() -> None:
+    fast = [_decode_fast(encoded, PLENTY) for encoded in jpegs()]
+    # Inks, the last kind, are left to Pillow.
+    assert [pixels is None for pixels in fast] == [False] * (len(fast) - 1) + [True]
+    for encoded, pixels in zip(jpegs(), fast, strict=True):
+        assert np.array_equal(decode(encoded, PLENTY), decoded_by_pillow(encoded))
+        assert pixels is None or pixels.shape == (61, 97, 3)
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.data())
+def test_of_damaged_jpegs_too_the_decoders_say_the_same(data: st.DataObject) -> None:
+    encoded = bytearray(data.draw(st.sampled_from(jpegs())))
+    for _ in range(data.draw(st.integers(1, 2))):
+        place = data.draw(st.integers(2, len(encoded) - 1))
+        encoded[place] ^= 1 << data.draw(st.integers(0, 7))
+    del encoded[data.draw(st.just(len(encoded)) | st.integers(4, len(encoded))) :]
+    pixels = _decode_fast(bytes(encoded), PLENTY)
+    if pixels is not None:
+        assert np.array_equal(pixels, decoded_by_pillow(bytes(encoded)))
+
+
+def test_the_fast_decoder_too_refuses_by_the_header() -> None:
+    encoded = save(Image.new("RGB", (100, 50)), "JPEG")
+    assert decode(encoded, 5000).shape == (50, 100, 3)
+    with pytest.raises(ImageTooLargeError, match="100 x 50 pixels"):
+        decode(encoded, 4999)
 
 
 def test_shrinking_averages_and_enlarging_interpolates() -> None:

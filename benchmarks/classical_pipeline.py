@@ -1,0 +1,172 @@
+"""The usual way to make a mosaic sample, all on the CPU, from its published description with OpenCV.
+
+Decode four images, paste them around a random point of a canvas of twice the size, warp the canvas to the
+output, shift hue, saturation and value by tables, mirror, and bring the pixels into channel-first order. The
+longer side of each image is the output's side, so none has to be resized first. It is what the project's own
+loader is compared with, so it has to be as fast as its parts: ``bare_operations`` times these one by one, and
+their sum has to be the whole.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+Pixels = NDArray[np.uint8]
+FILL = 114
+
+
+@dataclass(frozen=True)
+class ClassicalSettings:
+    """Strengths of the `low` preset."""
+
+    size: int = 640
+    translate: float = 0.1
+    scale: float = 0.5
+    hue: float = 0.015
+    saturation: float = 0.7
+    value: float = 0.4
+
+
+class ClassicalPipeline:
+    """Samples from encoded images, one core."""
+
+    def __init__(
+        self, encoded: Sequence[bytes], labels: Sequence[NDArray[np.float32]], seed: int = 0
+    ) -> None:
+        self._encoded = [np.frombuffer(raw, dtype=np.uint8) for raw in encoded]
+        self._labels = labels
+        self._random = np.random.default_rng(seed)
+        self._settings = ClassicalSettings()
+        cv2.setNumThreads(1)
+
+    def sample(self, index: int) -> tuple[Pixels, NDArray[np.float32]]:
+        """(3, size, size) RGB and (n, 5) labels: class, cx, cy, w, h in 0..1."""
+        canvas, boxes = self._mosaic([index, *self._random.integers(len(self._encoded), size=3).tolist()])
+        image, boxes = self._warp(canvas, boxes)
+        image = shift_colours(image, self._gains())
+        if self._random.random() < 0.5:
+            image = np.fliplr(image)
+            boxes[:, [1, 3]] = self._settings.size - boxes[:, [3, 1]]
+        return channel_first(image), _normalised(boxes, self._settings.size)
+
+    def batch(self, indices: Sequence[int]) -> tuple[Pixels, list[NDArray[np.float32]]]:
+        """Samples, stacked."""
+        samples = [self.sample(index) for index in indices]
+        return np.stack([image for image, _ in samples]), [labels for _, labels in samples]
+
+    def bare_operations(self, rounds: int = 40) -> dict[str, float]:
+        """Seconds a sample spends in each operation, each timed by itself: the median of ``rounds``."""
+        sources = [0, 1, 2, 3]
+        images = [decode(self._encoded[index]) for index in sources]
+        canvas, _ = self._mosaic(sources)
+        matrix = self._matrix()
+        image = warp(canvas, matrix, self._settings.size)
+        operations: dict[str, Callable[[], object]] = {
+            "decode four": lambda: [decode(self._encoded[index]) for index in sources],
+            "canvas": lambda: self._paste(images),
+            "warp": lambda: warp(canvas, matrix, self._settings.size),
+            "colours": lambda: shift_colours(image, self._gains()),
+            "layout": lambda: channel_first(image),
+        }
+        return {name: _median_seconds(operation, rounds) for name, operation in operations.items()}
+
+    def _mosaic(self, sources: Sequence[int]) -> tuple[Pixels, NDArray[np.float64]]:
+        canvas, places = self._paste([decode(self._encoded[index]) for index in sources])
+        boxes = []
+        for index, (left, top, width, height) in zip(sources, places, strict=True):
+            labels = self._labels[index].astype(np.float64)
+            corners = np.hstack([labels[:, 1:3] - labels[:, 3:5] / 2, labels[:, 1:3] + labels[:, 3:5] / 2])
+            corners = corners * [width, height, width, height] + [left, top, left, top]
+            boxes.append(np.hstack([labels[:, :1], corners]))
+        joined = np.concatenate(boxes)
+        joined[:, 1:] = joined[:, 1:].clip(0, 2 * self._settings.size)
+        return canvas, joined
+
+    def _paste(self, images: Sequence[Pixels]) -> tuple[Pixels, list[tuple[int, int, int, int]]]:
+        """The canvas, and left, top, width and height of each image on it."""
+        size = self._settings.size
+        meeting_x, meeting_y = self._random.integers(size // 2, size + size // 2, size=2).tolist()
+        canvas = np.full((2 * size, 2 * size, 3), FILL, dtype=np.uint8)
+        places = []
+        for number, image in enumerate(images):
+            height, width = image.shape[:2]
+            left = meeting_x if number % 2 else meeting_x - width
+            top = meeting_y if number // 2 else meeting_y - height
+            x1, y1 = max(left, 0), max(top, 0)
+            x2, y2 = min(left + width, 2 * size), min(top + height, 2 * size)
+            canvas[y1:y2, x1:x2] = image[y1 - top : y2 - top, x1 - left : x2 - left]
+            places.append((left, top, width, height))
+        return canvas, places
+
+    def _matrix(self) -> NDArray[np.float64]:
+        """(2, 3): the canvas centre to the origin, zoom, and shift into the output."""
+        size, settings = self._settings.size, self._settings
+        zoom = self._random.uniform(1 - settings.scale, 1 + settings.scale)
+        shift = self._random.uniform(0.5 - settings.translate, 0.5 + settings.translate, 2) * size
+        return np.array([[zoom, 0, shift[0] - zoom * size], [0, zoom, shift[1] - zoom * size]])
+
+    def _warp(self, canvas: Pixels, boxes: NDArray[np.float64]) -> tuple[Pixels, NDArray[np.float64]]:
+        matrix, size = self._matrix(), self._settings.size
+        moved = boxes.copy()
+        moved[:, 1::2] = (boxes[:, 1::2] * matrix[0, 0] + matrix[0, 2]).clip(0, size)
+        moved[:, 2::2] = (boxes[:, 2::2] * matrix[1, 1] + matrix[1, 2]).clip(0, size)
+        before = (boxes[:, 3:5] - boxes[:, 1:3]) * matrix[0, 0]
+        after = moved[:, 3:5] - moved[:, 1:3]
+        sides = np.maximum(after, 1e-9)
+        aspect = np.maximum(sides[:, 0] / sides[:, 1], sides[:, 1] / sides[:, 0])
+        kept = (after > 2).all(1) & (after.prod(1) > 0.1 * before.prod(1)) & (aspect < 100)
+        return warp(canvas, matrix, size), moved[kept]
+
+    def _gains(self) -> NDArray[np.float64]:
+        strengths = [self._settings.hue, self._settings.saturation, self._settings.value]
+        return self._random.uniform(-1, 1, 3) * strengths + 1
+
+
+def decode(encoded: NDArray[np.uint8]) -> Pixels:
+    """(H, W, 3) BGR."""
+    return np.asarray(cv2.imdecode(encoded, cv2.IMREAD_COLOR), dtype=np.uint8)
+
+
+def warp(canvas: Pixels, matrix: NDArray[np.float64], size: int) -> Pixels:
+    """Bilinear, grey where there is nothing."""
+    return np.asarray(
+        cv2.warpAffine(canvas, matrix, (size, size), borderValue=(FILL, FILL, FILL)), dtype=np.uint8
+    )
+
+
+def shift_colours(image: Pixels, gains: NDArray[np.float64]) -> Pixels:
+    """BGR to BGR, each of hue, saturation and value through a table of 256 entries."""
+    hue, saturation, value = cv2.split(cv2.cvtColor(image, cv2.COLOR_BGR2HSV))
+    steps = np.arange(256, dtype=np.float64)
+    tables = [
+        (steps * gains[0] % 180).astype(np.uint8),
+        np.clip(steps * gains[1], 0, 255).astype(np.uint8),
+        np.clip(steps * gains[2], 0, 255).astype(np.uint8),
+    ]
+    shifted = cv2.merge(
+        [cv2.LUT(plane, table) for plane, table in zip((hue, saturation, value), tables, strict=True)]
+    )
+    return np.asarray(cv2.cvtColor(shifted, cv2.COLOR_HSV2BGR), dtype=np.uint8)
+
+
+def channel_first(image: Pixels) -> Pixels:
+    """(H, W, 3) BGR to (3, H, W) RGB, contiguous."""
+    return np.ascontiguousarray(image.transpose(2, 0, 1)[::-1])
+
+
+def _normalised(boxes: NDArray[np.float64], size: int) -> NDArray[np.float32]:
+    centres, sides = (boxes[:, 1:3] + boxes[:, 3:5]) / 2, boxes[:, 3:5] - boxes[:, 1:3]
+    return np.hstack([boxes[:, :1], centres / size, sides / size]).astype(np.float32)
+
+
+def _median_seconds(operation: Callable[[], object], rounds: int) -> float:
+    seconds = []
+    for _ in range(rounds):
+        started = time.perf_counter()
+        operation()
+        seconds.append(time.perf_counter() - started)
+    return float(np.median(seconds))

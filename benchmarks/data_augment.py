@@ -1,0 +1,135 @@
+"""Training samples a second of one core at 640 pixels, mosaic and default strengths, against the usual pipeline.
+
+    python benchmarks/data_augment.py
+
+Both make whole batches from the same encoded 640×480 images in one process, in alternating rounds; figures are
+medians of the rounds' ratios. ``requirements/bench.txt`` has what it needs beside the environment.
+"""
+
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from claims import Claim, print_claims
+from classical_pipeline import ClassicalPipeline
+from PIL import Image
+
+from hvdyolo.config import AugmentConfig, LoaderConfig
+from hvdyolo.data.images import encode_jpeg
+from hvdyolo.data.loader import TrainLoader
+from hvdyolo.data.order import BatchPlan
+from hvdyolo.data.pack import main as pack
+from hvdyolo.data.reader import PackedSplit
+from hvdyolo.ops.pixels import prepare_images
+
+IMAGES = 128
+BATCH = 16
+ROUNDS = 7
+BATCHES_A_ROUND = 4
+SIZE = 640
+
+
+def main() -> int:
+    """Returns 1 if a claim falls short."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        split = draw_and_pack(Path(folder))
+        encoded = [split.read(index) for index in range(len(split))]
+        classical = ClassicalPipeline(encoded, [split.labels(index) for index in range(len(split))], seed=0)
+        batches = iter(loader(split))
+        variants: dict[str, Callable[[], object]] = {
+            "classical": lambda: classical.batch(
+                np.random.default_rng(0).integers(IMAGES, size=BATCH).tolist()
+            ),
+            "loader": lambda: next(batches),
+            "loader and colours": lambda: prepare(next(batches)),
+        }
+        seconds = time_interleaved(variants)
+        parts = classical.bare_operations()
+    print(
+        f"{len(encoded)} drawn images, {np.mean([len(raw) for raw in encoded]) / 1000:.0f} kB each on average"
+    )
+    for name, rounds in seconds.items():
+        print(f"{name}: {BATCH * BATCHES_A_ROUND / np.median(rounds):.0f} images/s")
+    print("classical, part by part: " + ", ".join(f"{name} {1000 * s:.2f} ms" for name, s in parts.items()))
+    whole = float(np.median(seconds["classical"])) / (BATCH * BATCHES_A_ROUND)
+    return print_claims(
+        [
+            Claim("the usual pipeline is as fast as its parts", whole / sum(parts.values()), 1.1, at_most=True),
+            Claim("loader, colours on the device", ratio(seconds, "loader"), 1.5, note="× the usual pipeline"),
+            Claim("loader, colours by torch on the same core", ratio(seconds, "loader and colours"), 1.1,
+                  note="× the usual pipeline"),
+        ]
+    )  # fmt: skip
+
+
+def draw_and_pack(folder: Path) -> PackedSplit:
+    """Images that compress like photographs: clouds of several scales and grain, 640×480."""
+    source = folder / "source"
+    random = np.random.default_rng(0)
+    for split, count in (("train", IMAGES), ("val", 1)):
+        (source / "images" / split).mkdir(parents=True)
+        (source / "labels" / split).mkdir(parents=True)
+        for number in range(count):
+            (source / f"images/{split}/{number:04d}.jpg").write_bytes(encode_jpeg(draw(random), quality=90))
+            rows = np.hstack(
+                [np.zeros((8, 1)), random.uniform(0.3, 0.7, (8, 2)), random.uniform(0.05, 0.4, (8, 2))]
+            )
+            np.savetxt(source / f"labels/{split}/{number:04d}.txt", rows, fmt="%.6f")
+    (source / "data.yaml").write_text("train: images/train\nval: images/val\nnames: [thing]\n")
+    if pack(["--source", "yolo", "--root", str(source), "--out", str(folder / "packed")]) != 0:
+        raise SystemExit("the drawn images could not be packed")
+    return PackedSplit(folder / "packed", "train")
+
+
+def draw(random: np.random.Generator) -> np.ndarray:
+    """(480, 640, 3) RGB."""
+    canvas = np.zeros((480, 640, 3), dtype=np.float32)
+    for cells, strength in ((4, 60), (16, 30), (64, 12)):
+        coarse = random.uniform(-1, 1, (cells, cells, 3)) * strength + 128
+        cloud = Image.fromarray(coarse.astype(np.uint8)).resize((640, 480), Image.Resampling.BICUBIC)
+        canvas += np.asarray(cloud, dtype=np.float32) - 128
+    canvas += 128 + random.normal(0, 4, canvas.shape)
+    return canvas.clip(0, 255).astype(np.uint8)
+
+
+def loader(split: PackedSplit) -> TrainLoader:
+    """The project's own, in this process."""
+    plan = BatchPlan(samples=len(split), batch=BATCH, seed=0)
+    settings = LoaderConfig(image_size=SIZE, workers=0)
+    return TrainLoader(split, plan, settings, AugmentConfig(), assign_nothing, rank=0, size=1, epochs=10_000)
+
+
+def assign_nothing(*_: object) -> None:
+    """The assignment is the objective's, and timed with it."""
+
+
+def prepare(batch: object) -> torch.Tensor:
+    """What the device does, on this core."""
+    return prepare_images(batch.images, batch.flip, batch.colour_gains)
+
+
+def time_interleaved(variants: dict[str, Callable[[], object]]) -> dict[str, list[float]]:
+    """Seconds of each round of each variant, after one round to warm up."""
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for number in range(ROUNDS + 1):
+        for name, variant in variants.items():
+            started = time.perf_counter()
+            for _ in range(BATCHES_A_ROUND):
+                variant()
+            if number:
+                seconds[name].append(time.perf_counter() - started)
+    return seconds
+
+
+def ratio(seconds: dict[str, list[float]], name: str) -> float:
+    """How many times as fast as the usual pipeline: the median over rounds."""
+    return float(np.median(np.array(seconds["classical"]) / np.array(seconds[name])))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
