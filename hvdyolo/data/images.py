@@ -57,13 +57,15 @@ class LoadedImage:
     """A decoded image that becomes an array when asked: an image that keeps its bytes never needs to."""
 
     header: ImageHeader
-    _image: Image.Image
+    _decoded: Pixels | Image.Image
 
     def pixels(self, *, upright: bool) -> Pixels:
         """(H, W, 3) RGB, turned as the EXIF orientation says if ``upright``."""
+        if not isinstance(self._decoded, Image.Image):
+            return self._decoded  # upright already
         if upright and self.header.exif_orientation != _UPRIGHT:
-            return _rgb(ImageOps.exif_transpose(self._image))
-        return _rgb(self._image)
+            return _rgb(ImageOps.exif_transpose(self._decoded))
+        return _rgb(self._decoded)
 
 
 def read_header(encoded: bytes) -> ImageHeader:
@@ -83,9 +85,11 @@ def load(encoded: bytes, max_pixels: int) -> LoadedImage:
         ImageTooLargeError: it has more than ``max_pixels``, which is told before it is decoded.
     """
     image = _open(encoded)
-    loaded = LoadedImage(_header(image), image)
+    header = _header(image)
+    if header.exif_orientation == _UPRIGHT and (fast := _decode_fast(encoded, max_pixels)) is not None:
+        return LoadedImage(header, fast)
     _load(image, max_pixels)
-    return loaded
+    return LoadedImage(header, image)
 
 
 def decode(encoded: bytes, max_pixels: int) -> Pixels:

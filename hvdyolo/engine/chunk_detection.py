@@ -63,8 +63,7 @@ def decode_stored(stored: StoredImage, max_pixels: int) -> NDArray[np.uint8]:
             "too_large", f"{header.width} x {header.height} pixels are more than {max_pixels}"
         )
     try:
-        upright = stored.upright or header.exif_orientation == 1
-        return (decode if upright else decode_upright)(stored.encoded, max_pixels)
+        return (decode if stored.upright else decode_upright)(stored.encoded, max_pixels)
     except DataError as error:
         raise BadImageError("broken", str(error)) from error
     except MemoryError:

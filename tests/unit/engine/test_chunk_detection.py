@@ -128,14 +128,14 @@ def test_a_decoder_that_stumbles_costs_one_image_and_says_nothing_random(
     def stumble(encoded: bytes, max_pixels: int) -> None:
         raise RuntimeError(f"in {object()}")
 
-    monkeypatch.setattr(chunk_detection, "decode", stumble)
+    monkeypatch.setattr(chunk_detection, "decode_upright", stumble)
     (record,) = detect(StoredImage(encode(60, 50), None))
     assert record == Failed("0.png", 0, "broken", "RuntimeError")
 
     def exhaust(encoded: bytes, max_pixels: int) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(chunk_detection, "decode", exhaust)
+    monkeypatch.setattr(chunk_detection, "decode_upright", exhaust)
     with pytest.raises(MemoryError):
         detect(StoredImage(encode(60, 50), None))
 
