@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
-from xxhash import xxh3_64_intdigest, xxh3_128_hexdigest
+from xxhash import xxh3_128_hexdigest
 
 from hvdyolo.data.division import divide
 from hvdyolo.data.format import CODECS, shard_name
@@ -26,9 +26,10 @@ from hvdyolo.data.lint import REPORT_DATA_NAME, REPORT_NAME
 from hvdyolo.data.manifest import Manifest, SplitInfo, build_manifest, read_manifest, write_manifest
 from hvdyolo.data.pack_output import WORK, claim_output
 from hvdyolo.data.pack_plan import PLAN_NAME
+from hvdyolo.data.sequential import read_images
 from hvdyolo.data.shard import Shard, read_shard
 from hvdyolo.data.writer import Sample, ShardDescription, ShardRecord, ShardWriter
-from hvdyolo.utils.errors import DataError, InternalError, MismatchError, StorageError, UsageError
+from hvdyolo.utils.errors import DataError, InternalError, MismatchError, UsageError
 from hvdyolo.utils.files import write_atomically, write_json
 
 _BYTES_A_MIB = 1 << 20
@@ -104,7 +105,9 @@ class _OldShards:
         for number, record in enumerate(self._records):
             rows = range(max(places.start - first, 0), min(places.stop - first, record.samples))
             if rows:
-                yield from _samples(self._shard(number), rows)
+                shard = self._shard(number)
+                for row, encoded in zip(rows, read_images(shard, rows), strict=True):
+                    yield _sample(shard, row, encoded)
             first += record.samples
 
     def _shard(self, number: int) -> Shard:
@@ -112,19 +115,6 @@ class _OldShards:
         if number not in self._open:
             self._open = {number: read_shard(self._root, self._records[number], self._classes)}
         return self._open[number]
-
-
-def _samples(shard: Shard, rows: range) -> Iterator[Sample]:
-    try:
-        with open(shard.path, "rb") as stream:
-            stream.seek(shard.starts.item(rows.start))
-            for row in rows:
-                encoded = stream.read(shard.lengths.item(row))
-                if xxh3_64_intdigest(encoded) != shard.checksums.item(row):
-                    raise DataError(f"{shard.describe(row)} is damaged; copy the shard again.")
-                yield _sample(shard, row, encoded)
-    except OSError as error:
-        raise StorageError(f"cannot read {shard.path}: {error.strerror}.") from error
 
 
 def _sample(shard: Shard, row: int, encoded: bytes) -> Sample:
