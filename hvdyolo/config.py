@@ -32,6 +32,9 @@ class LoaderConfig:
     """Check each sample's checksum as it is read: about 2 microseconds for a 110 KB image."""
     max_pixels: int = 64_000_000
     """Images with more pixels are refused from their header: a few bytes can ask for gigabytes."""
+    stage: str | None = None
+    """Directory on the node, such as /dev/shm or NVMe, to copy the shards to, once a node, before they are
+    read. The copies stay for the next job. A node may wait `watchdog.start_timeout` for a slower one."""
 
 
 @dataclass(frozen=True)

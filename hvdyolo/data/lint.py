@@ -14,6 +14,7 @@ from hvdyolo.data.sources.source import SourceBox, SourceImage
 from hvdyolo.utils.files import write_atomically, write_json
 
 REPORT_NAME = "lint.txt"
+REPORT_DATA_NAME = "lint.json"
 
 _TINY_PIXELS = 2.0
 _LEAST_CLIP_PIXELS = 0.05  # below it, the six decimals that labels are commonly written with
@@ -85,7 +86,7 @@ def _clip(value: float) -> float:
 def write_report(out: Path, findings: Sequence[Finding], images: Mapping[str, int], boxes: BoxCounts) -> None:
     """Write ``lint.json`` and ``lint.txt`` into ``out``; ``images`` is their number by split."""
     write_json(
-        out / "lint.json",
+        out / REPORT_DATA_NAME,
         {
             "counts": dict(_counts(findings)),
             "images": dict(images),

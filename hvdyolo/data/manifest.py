@@ -27,7 +27,7 @@ class Manifest:
     """A packed dataset.
 
     Attributes:
-        dataset_id: derived from the content: equal content has an equal one.
+        dataset_id: identity of the content, not of its shards (:mod:`hvdyolo.data.identity`).
         names: class names; a label's class is an index into them.
         settings: how it was packed.
     """
@@ -39,15 +39,14 @@ class Manifest:
 
 
 def build_manifest(
-    names: tuple[str, ...], shards: Mapping[str, list[ShardRecord]], settings: Mapping[str, Any]
+    dataset_id: str,
+    names: tuple[str, ...],
+    shards: Mapping[str, list[ShardRecord]],
+    settings: Mapping[str, Any],
 ) -> Manifest:
     """The manifest of freshly written shards."""
-    content = json.dumps(
-        [list(names), {split: [record.digest for record in records] for split, records in shards.items()}]
-    )
     return Manifest(
-        # The digests cover the indices, and these the checksums of all images.
-        dataset_id=xxhash.xxh3_128_hexdigest(content.encode()),
+        dataset_id=dataset_id,
         names=names,
         splits={
             split: SplitInfo(tuple(records), sum(record.samples for record in records))

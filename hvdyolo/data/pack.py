@@ -16,8 +16,10 @@ from typing import NoReturn
 
 from hvdyolo.data.findings import Finding
 from hvdyolo.data.format import MANIFEST_NAME
+from hvdyolo.data.identity import ContentDigest
 from hvdyolo.data.lint import REPORT_NAME, summary, write_report
 from hvdyolo.data.manifest import Manifest, build_manifest, write_manifest
+from hvdyolo.data.pack_output import WORK, abandon_output, claim_output
 from hvdyolo.data.pack_plan import PackSettings, ShardTask, follow_plan, make_plan, plan_exists
 from hvdyolo.data.pack_shards import Progress, ShardPacker
 from hvdyolo.data.shard import read_shard
@@ -28,15 +30,13 @@ from hvdyolo.data.sources.yolo import YoloSource
 from hvdyolo.data.team import Team
 from hvdyolo.data.writer import ShardRecord
 from hvdyolo.utils.cores import available_cores
-from hvdyolo.utils.errors import DataError, HvdyoloError, MismatchError, UsageError
-from hvdyolo.utils.files import make_directory
+from hvdyolo.utils.errors import DataError, HvdyoloError, UsageError
 
 _SOURCES: dict[str, Callable[[Path, Sequence[str] | None], Source]] = {
     "voc": VocSource,
     "coco": CocoSource,
     "yolo": YoloSource,
 }
-_WORK = ".packing"
 _BYTES_A_MIB = 1 << 20
 _PRINT_SECONDS = 3.0
 
@@ -99,9 +99,9 @@ def pack(
         StorageError: ``out`` cannot be written.
         InternalError: another rank has died.
     """
-    work = out / _WORK
+    work = out / WORK
     if rank == 0:
-        _claim(out)
+        claim_output(out)
     try:
         with Team(work, rank, size) as team:
             source = open_source()
@@ -119,7 +119,7 @@ def pack(
             packed = _finish(source, tasks, packer, out, settings, team) if rank == 0 else None
     except BaseException:
         if size == 1 and not plan_exists(work):
-            _abandon(out)
+            abandon_output(out)
         raise
     if rank == 0:
         shutil.rmtree(work, ignore_errors=True)
@@ -135,30 +135,6 @@ def _open_source(layout: str, root: Path, names: Sequence[str] | None) -> Source
         raise DataError(f"{error.filename} cannot be read: {error.strerror}.") from None
 
 
-def _claim(out: Path) -> None:
-    """Make ``out`` and the folder of unfinished work in it.
-
-    Raises:
-        MismatchError: there is something else.
-    """
-    if out.is_dir() and any(out.iterdir()):
-        if (out / MANIFEST_NAME).exists():
-            raise MismatchError(f"{out} already holds a packed dataset; give another --out or remove it.")
-        if not (out / _WORK).is_dir():
-            raise MismatchError(f"{out} is not empty and no unfinished packing; give another --out.")
-    make_directory(out)
-    make_directory(out / _WORK)
-    for leftover in out.glob(".*.tmp"):  # of a report or manifest whose writing was killed
-        leftover.unlink(missing_ok=True)
-
-
-def _abandon(out: Path) -> None:
-    """Leave no trace of a packing that did not begin."""
-    shutil.rmtree(out / _WORK, ignore_errors=True)
-    if not any(out.iterdir()):
-        out.rmdir()
-
-
 def _finish(
     source: Source,
     tasks: Sequence[ShardTask],
@@ -171,10 +147,11 @@ def _finish(
     records: dict[str, list[ShardRecord]] = {split: [] for split in source.splits}
     boxes = {split: dict.fromkeys(source.names, 0) for split in source.splits}
     findings = list(source.findings)
+    content = ContentDigest(source.names)
     source_bytes = 0
     for task in tasks:
         report = packer.await_report(task)
-        read_shard(out, report.record, len(source.names))
+        content.add(task.split, read_shard(out, report.record, len(source.names)))
         records[task.split].append(report.record)
         findings += report.findings
         source_bytes += report.source_bytes
@@ -187,7 +164,7 @@ def _finish(
     team.check()  # a rank may have failed at something that no shard was waited for
     findings.sort(key=lambda finding: (finding.file, finding.line))
     write_report(out, findings, images, boxes)
-    manifest = build_manifest(source.names, records, asdict(settings))
+    manifest = build_manifest(content.dataset_id(), source.names, records, asdict(settings))
     write_manifest(manifest, out)
     return Packed(manifest, tuple(findings), source_bytes)
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
+from hvdyolo.data.division import divide
 from hvdyolo.data.format import VERSION, shard_name
 from hvdyolo.data.images import RESAMPLING
 from hvdyolo.data.order import EpochOrder
@@ -16,7 +17,7 @@ from hvdyolo.data.sources.source import Source, SourceImage
 from hvdyolo.utils.errors import DataError, InternalError, MismatchError
 from hvdyolo.utils.files import write_json
 
-_PLAN = "plan.json"
+PLAN_NAME = "plan.json"
 # Any fixed key: the samples of neighbouring names (a video, a class) must not end up in one shard.
 _SHUFFLE_SEED = 0
 
@@ -59,13 +60,13 @@ def make_plan(source: Source, settings: PackSettings, work: Path) -> list[ShardT
     """
     tasks = _plan(source, settings)
     fingerprint = _fingerprint(source, settings)
-    if (work / _PLAN).exists() and _read_plan(work)["fingerprint"] != fingerprint:
+    if (work / PLAN_NAME).exists() and _read_plan(work)["fingerprint"] != fingerprint:
         raise MismatchError(
             f"{work.parent} holds an unfinished packing of another source or with other settings; give "
             "another --out or remove it."
         )
     rows = [asdict(task) for task in tasks]
-    write_json(work / _PLAN, {"fingerprint": fingerprint, "listing": _listing(source), "tasks": rows})
+    write_json(work / PLAN_NAME, {"fingerprint": fingerprint, "listing": _listing(source), "tasks": rows})
     return tasks
 
 
@@ -83,15 +84,17 @@ def follow_plan(source: Source, work: Path) -> list[ShardTask]:
 
 def plan_exists(work: Path) -> bool:
     """Whether a packing has begun in the folder ``work``."""
-    return (work / _PLAN).exists()
+    return (work / PLAN_NAME).exists()
 
 
 def _read_plan(work: Path) -> dict[str, Any]:
     try:
-        plan: dict[str, Any] = json.loads((work / _PLAN).read_bytes())
+        plan: dict[str, Any] = json.loads((work / PLAN_NAME).read_bytes())
         return plan
     except (OSError, ValueError) as error:
-        raise DataError(f"{work / _PLAN} cannot be read ({error}); remove {work} and pack again.") from None
+        raise DataError(
+            f"{work / PLAN_NAME} cannot be read ({error}); remove {work} and pack again."
+        ) from None
 
 
 def _listing(source: Source) -> str:
@@ -136,13 +139,8 @@ def _plan_split(split: str, images: Sequence[SourceImage], settings: PackSetting
     """Divide a split, shuffled once, into shards of about the same number of source bytes."""
     order = EpochOrder(len(images), _SHUFFLE_SEED).sample(0, np.arange(len(images))).tolist()
     sizes = np.array([_status(images[place].path)[0] for place in order])
-    count = min(max(1, round(int(sizes.sum()) / settings.shard_bytes)), len(images))
-    ends = np.cumsum(sizes)
-    # A sample belongs to the shard in which its middle byte lies; a shard that would be empty is left out.
-    shard_of = np.minimum((ends - sizes / 2) * count // max(int(ends[-1]), 1), count - 1)
-    groups = [np.flatnonzero(shard_of == number) for number in range(count)]
-    groups = [group for group in groups if len(group)]
+    runs = divide(sizes, settings.shard_bytes)
     return [
-        ShardTask(split, shard_name(split, number, len(groups)), number, tuple(order[i] for i in group))
-        for number, group in enumerate(groups)
+        ShardTask(split, shard_name(split, number, len(runs)), number, tuple(order[run.start : run.stop]))
+        for number, run in enumerate(runs)
     ]

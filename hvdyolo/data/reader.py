@@ -26,9 +26,10 @@ class PackedSplit:
     need a copy each. Arrays that are handed out are read-only.
     """
 
-    def __init__(self, root: Path, split: str, *, verify: bool = True) -> None:
+    def __init__(self, root: Path, split: str, *, verify: bool = True, shards: Path | None = None) -> None:
         """Args:
             verify: check each sample's checksum as it is read.
+            shards: directory of the split's shards, if they are not read from ``root``.
 
         Raises:
             UsageError: there is no such dataset or split.
@@ -44,7 +45,7 @@ class PackedSplit:
         self.names = manifest.names
         self.dataset_id = manifest.dataset_id
         self._verify = verify
-        self._shards = [read_shard(root, record, len(manifest.names)) for record in info.shards]
+        self._shards = [read_shard(shards or root, record, len(manifest.names)) for record in info.shards]
         self._firsts = list(accumulate((len(shard.lengths) for shard in self._shards), initial=0))
         self._files: OrderedDict[int, int] = OrderedDict()
 

@@ -42,6 +42,7 @@ class Shard:
     sizes: NDArray[np.int32]
     source_sizes: NDArray[np.int32]
     sample_ids: NDArray[np.int64]
+    codecs: NDArray[np.uint8]
     labels: NDArray[np.float32]
     label_flags: NDArray[np.uint8]
     label_ptr: NDArray[np.int64]
@@ -163,6 +164,7 @@ def _read(file: h5py.File, path: Path, record: ShardRecord, classes: int) -> Sha
         sizes=_column(np.stack([index["height"], index["width"]], 1), np.int32),
         source_sizes=_column(np.stack([index["source_height"], index["source_width"]], 1), np.int32),
         sample_ids=_column(index["sample_id"], np.int64),
+        codecs=_column(index["codec"], np.uint8),
         labels=_column(file["labels"][()], np.float32),
         label_flags=_column(file["label_flags"][()], np.uint8),
         label_ptr=_column(file["label_ptr"][()], np.int64),

@@ -8,9 +8,10 @@ from hvdyolo.config import Config
 from hvdyolo.data.loader import with_workers
 from hvdyolo.data.manifest import read_manifest
 from hvdyolo.data.reader import PackedSplit
+from hvdyolo.data.staging import local_shards
 from hvdyolo.engine.agreement import on_every_rank, on_first_rank
 from hvdyolo.engine.evaluator import evaluate
-from hvdyolo.engine.job import open_job
+from hvdyolo.engine.job import Job, open_job
 from hvdyolo.engine.training import check_image_size
 from hvdyolo.metrics.average_precision import CocoScores
 from hvdyolo.models.build import DetectionModel, load_model
@@ -31,7 +32,7 @@ def evaluate_weights(config: Config, weights: Path, data: Path, split: str, repo
     """Print COCO's average precision of ``weights`` on ``split``, and write it to ``report``."""
     with open_job(config) as job:
         started = time.monotonic()
-        model, packed = on_every_rank(job.comm, "check", lambda: _load(config, weights, data, split))
+        model, packed = on_every_rank(job.comm, "check", lambda: _load(config, weights, data, split, job))
         loading = with_workers(config.loader, job.cores)
         scores = evaluate(model, packed, job.comm, job.device, config.evaluation, loading, job.beacon)
         seconds = time.monotonic() - started
@@ -63,7 +64,9 @@ def _cell(value: float) -> str:
     return f"{value:6.3f}" if value >= 0 else "     -"
 
 
-def _load(config: Config, weights: Path, data: Path, split: str) -> tuple[DetectionModel, PackedSplit]:
+def _load(
+    config: Config, weights: Path, data: Path, split: str, job: Job
+) -> tuple[DetectionModel, PackedSplit]:
     manifest = read_manifest(data)
     if split not in manifest.splits:
         raise UsageError(f"{data} has no split '{split}'; it has {', '.join(manifest.splits)}.")
@@ -75,4 +78,5 @@ def _load(config: Config, weights: Path, data: Path, split: str) -> tuple[Detect
         )
     if config.evaluation.image_size is not None:
         check_image_size("evaluation.image_size", config.evaluation.image_size, model)
-    return model, PackedSplit(data, split, verify=config.loader.verify)
+    shards = local_shards(data, (split,), config.loader.stage, lambda: job.beacon.beat("stage", 0))
+    return model, PackedSplit(data, split, verify=config.loader.verify, shards=shards)

@@ -14,6 +14,7 @@ _FREE_KEYS = (
     "loader.prefetch",
     "loader.verify",
     "loader.max_pixels",
+    "loader.stage",
     "train.eval_every",
     "train.checkpoint_every",
     "train.keep_checkpoints",

@@ -11,6 +11,7 @@ from hvdyolo.data.loader import TrainLoader, with_workers
 from hvdyolo.data.manifest import read_manifest
 from hvdyolo.data.order import BatchPlan
 from hvdyolo.data.reader import PackedSplit
+from hvdyolo.data.staging import local_shards
 from hvdyolo.distributed.communicator import Communicator
 from hvdyolo.engine.agreement import on_every_rank, on_first_rank
 from hvdyolo.engine.attempt import Attempt, begin_attempt
@@ -39,7 +40,8 @@ def train(config: Config, data: Path, run: Path, resume: str, dry_run: bool) -> 
         HvdyoloError: as its subclasses say; raised before any rank trains if it can be known then.
     """
     with open_job(config) as job:
-        inputs = on_every_rank(job.comm, "check", lambda: check(config, data, job.comm.world.size))
+        stage = None if dry_run else config.loader.stage
+        inputs = on_every_rank(job.comm, "check", lambda: check(config, data, stage, job))
         if dry_run:
             if job.comm.world.rank == 0:
                 print(config_as_yaml(config), end="")
@@ -58,13 +60,15 @@ class Inputs:
     plan: BatchPlan
 
 
-def check(config: Config, data: Path, size: int) -> Inputs:
-    """Everything that can be wrong and is cheap to see, before anything is built.
+def check(config: Config, data: Path, stage: str | None, job: Job) -> Inputs:
+    """Everything that can be wrong and is cheap to see, before anything is built; then shards are staged.
 
     Raises:
         UsageError: the configuration does not fit the data, the model or the number of ranks.
         DataError: the packed data is damaged.
+        StorageError: it does not fit into ``stage``.
     """
+    size = job.comm.world.size
     manifest = read_manifest(data)
     for split in ("train", "val"):
         if split not in manifest.splits:
@@ -83,8 +87,9 @@ def check(config: Config, data: Path, size: int) -> Inputs:
         check_image_size("evaluation.image_size", config.evaluation.image_size, model)
     if config.model.weights is not None and not Path(config.model.weights).is_file():
         raise UsageError(f"model.weights: there is no file {config.model.weights}.")
-    training = PackedSplit(data, "train", verify=config.loader.verify)
-    validation = PackedSplit(data, "val", verify=config.loader.verify)
+    shards = local_shards(data, ("train", "val"), stage, lambda: job.beacon.beat("stage", 0))
+    training = PackedSplit(data, "train", verify=config.loader.verify, shards=shards)
+    validation = PackedSplit(data, "val", verify=config.loader.verify, shards=shards)
     plan = BatchPlan(samples=len(training), batch=config.train.batch, seed=config.train.seed)
     return Inputs(training, validation, plan)
 

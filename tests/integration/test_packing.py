@@ -46,6 +46,13 @@ def test_the_scripts_are_the_command(launch, bccd, packed_bccd, tmp_path) -> Non
     assert "BloodImage_00343.xml:50" in ended.output
     verified = launch.program(script("verify", tmp_path / "out"))
     assert (verified.code, "364 samples in 3 splits" in verified.output) == (0, True), verified.output
+    resharded = launch.program(
+        script("reshard", tmp_path / "out", "--out", tmp_path / "new", "--shard-mb", 1)
+    )
+    assert (resharded.code, "364 samples in" in resharded.output) == (0, True), resharded.output
+    refused = launch.program(script("reshard", tmp_path / "out", "--out", tmp_path / "new"))
+    assert (refused.code, refused.output.count("\n")) == (78, 1), refused.output
+    assert refused.output.startswith("reshard: ")
     shown = launch.program(
         script("inspect", tmp_path / "out", "--out", tmp_path / "pictures", "--samples", 1)
     )

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hvdyolo.data.identity import ContentDigest
 from hvdyolo.data.manifest import build_manifest, write_manifest
+from hvdyolo.data.shard import read_shard
 from hvdyolo.data.writer import Sample, ShardDescription, ShardRecord, ShardWriter
 
 NAMES = ("cat", "dog", "emu")
@@ -97,7 +99,11 @@ def packed(tmp_path: Path, samples: Callable[..., list[Sample]]) -> Callable[...
             )
             for number in range(shards)
         ]
-        write_manifest(build_manifest(NAMES, {"train": records}, {"max_side": None}), root)
+        content = ContentDigest(NAMES)
+        for record in records:
+            content.add("train", read_shard(root, record, len(NAMES)))
+        settings = {"max_side": None}
+        write_manifest(build_manifest(content.dataset_id(), NAMES, {"train": records}, settings), root)
         return Packed(root, everything, records)
 
     return build

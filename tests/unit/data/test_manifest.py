@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from hvdyolo.data import manifest as manifest_module
-from hvdyolo.data.manifest import build_manifest, read_manifest, write_manifest
+from hvdyolo.data.manifest import read_manifest, write_manifest
 from hvdyolo.data.writer import ShardRecord
 from hvdyolo.utils.errors import DataError, MismatchError, UsageError
 
@@ -32,19 +32,6 @@ def test_what_is_written_is_read(packed: Build) -> None:
     assert manifest.splits["train"].shards == tuple(data.records)
     assert manifest.splits["train"].samples == 12
     assert manifest.settings == {"max_side": None}
-
-
-def test_the_identity_follows_the_content_alone(packed: Build, tmp_path: Path) -> None:
-    records = packed(shards=2).records
-    identity = build_manifest(("cat",), {"train": records}, {}).dataset_id
-    assert build_manifest(("cat",), {"train": list(records)}, {"quality": 1}).dataset_id == identity
-    others = [
-        build_manifest(("dog",), {"train": records}, {}),
-        build_manifest(("cat",), {"val": records}, {}),
-        build_manifest(("cat",), {"train": records[::-1]}, {}),
-        build_manifest(("cat",), {"train": records[:1]}, {}),
-    ]
-    assert len({identity, *(other.dataset_id for other in others)}) == 5
 
 
 def test_every_flipped_byte_is_noticed(packed: Build) -> None:

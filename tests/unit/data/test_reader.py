@@ -175,7 +175,7 @@ def test_an_unknown_split_is_wrong_usage_and_tells_which_there_are(packed: Build
 
 
 def test_an_empty_split_is_refused(tmp_path: Path) -> None:
-    write_manifest(build_manifest(("cat",), {"val": []}, {}), tmp_path)
+    write_manifest(build_manifest("0" * 32, ("cat",), {"val": []}, {}), tmp_path)
     with pytest.raises(DataError, match=r"'val' .* is empty"):
         PackedSplit(tmp_path, "val")
 

@@ -1,0 +1,249 @@
+"""Packing against what it cannot be faster than: the disk, and the decoder that checks every image.
+
+Draws photograph-like JPEGs of 640 x 480 with seven boxes each, and measures, round by round, one after the
+other, so that a slower minute slows all of them down:
+
+- the shard writer, checksums included, fed from memory, against plain writes of 8 MiB and an fsync;
+- ``hvdyolo pack`` with its check of all images and labels, against Pillow decoding the same bytes from
+  memory in one process, times the decoding threads or ranks;
+- two ranks with one decoding thread each against one rank with one;
+
+and once, what a packed dataset takes on disk beyond the bytes of its JPEGs. Figures are medians over the
+rounds of the ratio within a round. About 3 minutes on two quiet cores; needs 3 GB on a local disk.
+
+    python benchmarks/data_pack.py --work /tmp/pack
+"""
+
+import argparse
+import io
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from hvdyolo.data.images import decode
+from hvdyolo.data.manifest import read_manifest
+from hvdyolo.data.writer import Sample, ShardDescription, ShardWriter
+
+BIN = Path(sys.executable).parent
+WIDTH, HEIGHT, QUALITY = 640, 480, 90
+DISTINCT = 64
+BOXES = 7
+BLOCK_BYTES = 8 << 20
+SHARD_BYTES = 256 << 20
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One row of the table: ``figure`` is to be ``bar`` at least, or at most."""
+
+    name: str
+    figure: float
+    bar: float
+    at_most: bool = False
+
+    @property
+    def holds(self) -> bool:
+        return self.figure <= self.bar if self.at_most else self.figure >= self.bar
+
+    def __str__(self) -> str:
+        sign = "<=" if self.at_most else ">="
+        return (
+            f"{self.name:68} {self.figure:8.4f}  {sign} {self.bar:<6}  {'holds' if self.holds else 'short'}"
+        )
+
+
+def main() -> int:
+    """Returns 1 if a claim falls short."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True, help="folder for drawn and packed data; emptied")
+    parser.add_argument("--images", type=int, default=4000)
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    shutil.rmtree(options.work, ignore_errors=True)
+    options.work.mkdir(parents=True)
+    encoded = [draw(seed) for seed in range(DISTINCT)]
+    source = write_source(options.work / "source", encoded, options.images)
+    print(
+        f"{options.images} images of {statistics.mean(map(len, encoded)) / 1e3:.0f} kB, "
+        f"{options.rounds} rounds, {len(os.sched_getaffinity(0))} cores",
+        flush=True,
+    )
+    claims = [
+        writing(options.work, encoded, options.rounds),
+        *packing(source, options.work, encoded, options.images, options.rounds),
+    ]
+    print("\n".join(map(str, claims)))
+    shutil.rmtree(options.work)
+    return int(not all(claim.holds for claim in claims))
+
+
+def draw(seed: int) -> bytes:
+    """A JPEG of about 110 KB: noise of several scales, as photographs have."""
+    generator = np.random.default_rng(seed)
+    pixels = np.zeros((HEIGHT, WIDTH, 3))
+    for scale, strength in ((64, 60), (16, 30), (4, 16), (1, 7)):
+        noise = generator.normal(0, strength, (HEIGHT // scale + 1, WIDTH // scale + 1, 3))
+        pixels += noise.repeat(scale, 0).repeat(scale, 1)[:HEIGHT, :WIDTH]
+    stream = io.BytesIO()
+    Image.fromarray(np.clip(pixels + 128, 0, 255).astype(np.uint8)).save(stream, "JPEG", quality=QUALITY)
+    return stream.getvalue()
+
+
+def write_source(root: Path, encoded: list[bytes], count: int) -> Path:
+    """A YOLO folder of ``count`` images, hard links to the distinct ones: all are in the cache."""
+    for folder in ("images/train", "labels/train", "distinct"):
+        (root / folder).mkdir(parents=True)
+    for number, content in enumerate(encoded):
+        (root / f"distinct/{number}.jpg").write_bytes(content)
+        rows = (f"{row % 80} 0.{row + 2}5 0.5 0.1234{row} 0.25\n" for row in range(BOXES))
+        (root / f"distinct/{number}.txt").write_text("".join(rows))
+    for number in range(count):
+        for folder, suffix in (("images", "jpg"), ("labels", "txt")):
+            original = root / f"distinct/{number % len(encoded)}.{suffix}"
+            os.link(original, root / f"{folder}/train/{number:012d}.{suffix}")
+    names = ", ".join(f"class{number}" for number in range(80))
+    (root / "data.yaml").write_text(f"train: images/train\nnames: [{names}]\n")
+    return root
+
+
+def writing(work: Path, encoded: list[bytes], rounds: int) -> Claim:
+    """The shard writer against plain writes of as many bytes."""
+    samples = [sample(encoded[number % DISTINCT], number) for number in range(SHARD_BYTES // len(encoded[0]))]
+    joined = memoryview(b"".join(sample.encoded for sample in samples))
+    ratios = []
+    for _ in range(max(rounds, 5) + 2):
+        plain = seconds(lambda: write_plainly(work / "plain", joined))
+        shard = seconds(lambda: write_shard(work / "shard.h5", samples))
+        ratios.append(plain / shard)
+        for path in (work / "plain", work / "shard.h5"):
+            path.unlink()
+    print(f"writer: {len(joined) / shard / 1e6:.0f} MB/s, plain writes {len(joined) / plain / 1e6:.0f} MB/s")
+    return Claim("shard writer / plain 8 MiB writes and fsync", statistics.median(ratios), 0.8)
+
+
+def sample(encoded: bytes, number: int) -> Sample:
+    """With labels and all, as packing hands it to the writer."""
+    labels = np.full((BOXES, 5), 0.25, dtype=np.float32)
+    return Sample(
+        encoded, "JPEG", WIDTH, HEIGHT, WIDTH, HEIGHT,
+        labels, np.zeros(BOXES, np.uint8), f"{number:012d}.jpg", number,
+    )  # fmt: skip
+
+
+def write_plainly(path: Path, content: memoryview) -> None:
+    """In blocks, and synced."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT)
+    for first in range(0, len(content), BLOCK_BYTES):
+        os.pwrite(descriptor, content[first : first + BLOCK_BYTES], first)
+    os.fsync(descriptor)
+    os.close(descriptor)
+
+
+def write_shard(path: Path, samples: list[Sample]) -> None:
+    """One shard, checksums and digest included."""
+    with ShardWriter(path, ShardDescription("train", 0, ("thing",), {}), path.parent) as writer:
+        for each in samples:
+            writer.add(each)
+
+
+def packing(source: Path, work: Path, encoded: list[bytes], images: int, rounds: int) -> Iterator[Claim]:
+    """The command against the decoder; one rank against two."""
+    ratios: dict[str, list[float]] = {"one": [], "threads": [], "ranks": [], "scaling": []}
+    for number in range(rounds):
+        bare = images / 4 / seconds(lambda: decode_all(encoded, images // 4))
+        one = images / pack(source, work / "packed", 1, 1)
+        if number == 0:
+            sizes = on_disk(work / "packed")
+        threads = images / pack(source, work / "packed", 1, 2)
+        ranks = images / pack(source, work / "packed", 2, 1)
+        print(
+            f"images/s: decoder {bare:.0f}; one rank, one thread {one:.0f}; two threads {threads:.0f}; "
+            f"two ranks {ranks:.0f}",
+            flush=True,
+        )
+        ratios["one"].append(one / bare)
+        ratios["threads"].append(threads / (2 * bare))
+        ratios["ranks"].append(ranks / (2 * bare))
+        ratios["scaling"].append(ranks / one)
+    middle = {name: statistics.median(values) for name, values in ratios.items()}
+    yield Claim("packing, one rank, one thread / decoder", middle["one"], 0.8)
+    yield Claim("packing, one rank, two threads / 2 x decoder", middle["threads"], 0.8)
+    yield Claim("packing, mpirun -np 2, one thread each / 2 x decoder", middle["ranks"], 0.8)
+    yield Claim("packing, mpirun -np 2 / one rank, one thread each", middle["scaling"], 1.7)
+    yield Claim(
+        "disk space beyond the JPEGs / JPEGs", sizes.allocated / sizes.images - 1, 0.002, at_most=True
+    )
+    print(f"length of all files beyond the JPEGs, holes included: {sizes.length / sizes.images - 1:.4f}")
+
+
+def decode_all(encoded: list[bytes], count: int) -> None:
+    """What checking an image cannot do without."""
+    for number in range(count):
+        decode(encoded[number % len(encoded)], WIDTH * HEIGHT)
+
+
+def pack(source: Path, out: Path, ranks: int, workers: int) -> float:
+    """Seconds as the command itself tells them: without the start of Python and of MPI."""
+    shutil.rmtree(out, ignore_errors=True)
+    words = [
+        BIN / "hvdyolo",
+        "pack",
+        "--source",
+        "yolo",
+        "--root",
+        source,
+        "--out",
+        out,
+        "--workers",
+        workers,
+    ]
+    if ranks > 1:
+        words = [BIN / "mpirun", "-np", ranks, "--oversubscribe", "--bind-to", "none", *words]
+    root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"} if os.geteuid() == 0 else {}
+    ended = subprocess.run(
+        list(map(str, words)), check=True, env=os.environ | root, stdout=subprocess.PIPE, text=True
+    )
+    told = re.search(r"packed into .* in ([0-9.]+) s", ended.stdout)
+    assert told is not None
+    return float(told[1])
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of a packed dataset, bytes: its images, the disk's blocks it takes, the lengths of its files."""
+
+    images: int
+    allocated: int
+    length: int
+
+
+def on_disk(root: Path) -> Sizes:
+    """Everything in the folder, manifest and label report included."""
+    shards = [record for info in read_manifest(root).splits.values() for record in info.shards]
+    files = [path.stat() for path in root.iterdir()]
+    return Sizes(
+        images=sum(record.data_bytes for record in shards),
+        allocated=sum(status.st_blocks * 512 for status in files),
+        length=sum(status.st_size for status in files),
+    )
+
+
+def seconds(action: Callable[[], None]) -> float:
+    """How long it takes."""
+    started = time.perf_counter()
+    action()
+    return time.perf_counter() - started
+
+
+if __name__ == "__main__":
+    sys.exit(main())
