@@ -32,6 +32,9 @@ class LoaderConfig:
     """Check each sample's checksum as it is read: about 2 microseconds for a 110 KB image."""
     max_pixels: int = 64_000_000
     """Images with more pixels are refused from their header: a few bytes can ask for gigabytes."""
+    damaged: Literal["raise", "skip"] = "raise"
+    """A damaged sample in training ends the job, or its slot becomes grey, with weight 0. Evaluation always
+    ends the job: a score of other images is another score."""
 
 
 @dataclass(frozen=True)
