@@ -35,6 +35,9 @@ class LoaderConfig:
     stage: str | None = None
     """Directory on the node, such as /dev/shm or NVMe, to copy the shards to, once a node, before they are
     read. The copies stay for the next job. A node may wait `watchdog.start_timeout` for a slower one."""
+    damaged: Literal["raise", "skip"] = "raise"
+    """A damaged sample in training ends the job, or its slot becomes grey, with weight 0. Evaluation always
+    ends the job: a score of other images is another score."""
 
 
 @dataclass(frozen=True)

@@ -43,8 +43,8 @@ class ImageSource(Protocol):
         """Height and width, without decoding."""
         ...
 
-    def image(self, index: int) -> NDArray[np.uint8]:
-        """Pixels, (H, W, 3) RGB."""
+    def image(self, index: int) -> NDArray[np.uint8] | None:
+        """Pixels, (H, W, 3) RGB; ``None`` leaves its place grey and without labels."""
         ...
 
     def labels(self, index: int) -> NDArray[np.float32]:
@@ -127,9 +127,9 @@ def augment(source: ImageSource, parameters: AugmentParameters, size: int) -> Au
     pixels = np.full((view.height, view.width, 3), FILL, dtype=np.uint8)
     classes, boxes = [], []
     for index, tile in zip(parameters.sources, tiles, strict=True):
-        if not tile.visible:
+        if not tile.visible or (image := source.image(index)) is None:
             continue
-        _draw(pixels, source.image(index), tile)
+        _draw(pixels, image, tile)
         labels = source.labels(index)
         classes.append(labels[:, 0])
         boxes.append(place_boxes(_corners(labels, source.size(index)), tile))

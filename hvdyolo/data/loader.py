@@ -6,9 +6,9 @@ no gap between epochs.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Generic, TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Generic, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hvdyolo.config import AugmentConfig, LoaderConfig
-from hvdyolo.data.augment import AugmentedSample, augment, draw_parameters
+from hvdyolo.data.augment import FILL, AugmentedSample, augment, draw_parameters
 from hvdyolo.data.format import CROWD
-from hvdyolo.data.images import decode, letterbox_image
+from hvdyolo.data.images import ImageTooLargeError, decode, letterbox_image
 from hvdyolo.data.order import BatchPlan, SlotEntry
 from hvdyolo.data.random import Purpose, sample_generator
-from hvdyolo.data.reader import PackedSplit
+from hvdyolo.data.reader import DamagedSampleError, PackedSplit
 from hvdyolo.data.work import WorkResults
 from hvdyolo.ops.letterbox import Letterbox, fit_letterbox
 from hvdyolo.utils.cores import available_cores
@@ -48,7 +48,7 @@ class TrainBatch(Generic[MatchesT]):
     images: Tensor
     """uint8 (B, H, W, 3) RGB, before colour and flip."""
     weights: Tensor
-    """float32 (B,): 0 where a slot only fills the epoch's last batch, else 1."""
+    """float32 (B,): 0 where a slot only fills the epoch's last batch or its sample is damaged, else 1."""
     flip: Tensor
     """bool (B,): images to mirror; their labels are mirrored already."""
     colour_gains: Tensor
@@ -57,6 +57,10 @@ class TrainBatch(Generic[MatchesT]):
     """What ``assign`` returned for the images in their order, a part for each worker."""
     labels: tuple[Labels, ...]
     """(n, 5) of each image: class, cx, cy, w, h in 0..1 of the mirrored input. Weight 0: none."""
+    damaged: Mapping[int, str]
+    """What is wrong with the damaged samples that were met, partners in mosaics included."""
+    skipped: int
+    """Slots that would count, but whose sample is damaged."""
     wait_seconds: float
     """How long the consumer waited."""
 
@@ -110,7 +114,9 @@ class TrainLoader(Generic[MatchesT]):
         )
         self._plan = plan
         self._work = _LoadPart(
-            images=_TrainImages(split, loader.max_pixels),
+            split=split,
+            max_pixels=loader.max_pixels,
+            damaged=loader.damaged,
             plan=plan,
             augment=augment,
             image_size=loader.image_size,
@@ -211,14 +217,33 @@ class _TrainPart(Generic[MatchesT]):
     colour_gains: NDArray[np.float32]
     matches: MatchesT
     labels: tuple[Labels, ...]
+    damaged: Mapping[int, str]
+    skipped: int
+
+
+@dataclass(frozen=True, eq=False)
+class _LoadedSlot:
+    """One slot's sample, grey and without labels if it is damaged itself."""
+
+    sample: AugmentedSample
+    weight: int
+    damaged: Mapping[int, str]
+    """As of :class:`TrainBatch`."""
+    skipped: bool
 
 
 @dataclass(frozen=True)
 class _TrainImages:
-    """A split as augmentation reads it."""
+    """A split as the augmentation of one slot reads it.
+
+    What was damaged in another slot must not be known here: that would depend on which worker has both.
+    """
 
     split: PackedSplit
     max_pixels: int
+    policy: Literal["raise", "skip"]
+    damaged: dict[int, str] = field(default_factory=dict)
+    """Samples that were left out, and why."""
 
     def __len__(self) -> int:
         return len(self.split)
@@ -226,8 +251,14 @@ class _TrainImages:
     def size(self, index: int) -> tuple[int, int]:
         return self.split.size(index)
 
-    def image(self, index: int) -> NDArray[np.uint8]:
-        return _decoded(self.split, index, self.max_pixels)
+    def image(self, index: int) -> NDArray[np.uint8] | None:
+        try:
+            return _decoded(self.split, index, self.max_pixels)
+        except DamagedSampleError as error:
+            if self.policy == "raise":
+                raise
+            self.damaged[index] = str(error)
+            return None
 
     def labels(self, index: int) -> Labels:
         # A crowd is a region, not an object: nothing to learn a box from.
@@ -239,7 +270,9 @@ class _TrainImages:
 class _LoadPart(Generic[MatchesT]):
     """The work of training's workers: (step, part) to that part of the step's batch."""
 
-    images: _TrainImages
+    split: PackedSplit
+    max_pixels: int
+    damaged: Literal["raise", "skip"]
     plan: BatchPlan
     augment: AugmentConfig
     image_size: int
@@ -255,24 +288,29 @@ class _LoadPart(Generic[MatchesT]):
         lanes = self.lanes[part]
         entries = self.plan.entries(epoch, batch, lanes)
         loaded = [self._load(entry) for entry in entries]
-        labels = tuple(
-            sample.labels if entry.weight else sample.labels[:0]
-            for entry, sample in zip(entries, loaded, strict=True)
-        )
+        labels = tuple(slot.sample.labels if slot.weight else slot.sample.labels[:0] for slot in loaded)
         return _TrainPart(
             samples=tuple(entry.sample for entry in entries),
-            images=torch.from_numpy(np.stack([sample.image for sample in loaded])),
-            weights=np.array([entry.weight for entry in entries], dtype=np.float32),
-            flip=np.array([sample.flip for sample in loaded]),
-            colour_gains=np.stack([sample.colour_gains for sample in loaded]),
+            images=torch.from_numpy(np.stack([slot.sample.image for slot in loaded])),
+            weights=np.array([slot.weight for slot in loaded], dtype=np.float32),
+            flip=np.array([slot.sample.flip for slot in loaded]),
+            colour_gains=np.stack([slot.sample.colour_gains for slot in loaded]),
             matches=self.assign(labels, self.image_size, self.image_size, lanes.start - self.first_slot),
             labels=labels,
+            damaged={sample: reason for slot in loaded for sample, reason in slot.damaged.items()},
+            skipped=sum(slot.skipped for slot in loaded),
         )
 
-    def _load(self, entry: SlotEntry) -> AugmentedSample:
+    def _load(self, entry: SlotEntry) -> _LoadedSlot:
         generator = sample_generator(self.plan.seed, entry.epoch, entry.position, Purpose.AUGMENTATION)
-        parameters = draw_parameters(self.augment, entry.sample, len(self.images), generator)
-        return augment(self.images, parameters, self.image_size)
+        images = _TrainImages(self.split, self.max_pixels, self.damaged)
+        parameters = draw_parameters(self.augment, entry.sample, len(images), generator)
+        sample = augment(images, parameters, self.image_size)
+        if entry.sample not in images.damaged:
+            return _LoadedSlot(sample, entry.weight, images.damaged, skipped=False)
+        # Its partners go too: they have turns of their own.
+        grey = replace(sample, image=np.full_like(sample.image, FILL), labels=sample.labels[:0])
+        return _LoadedSlot(grey, 0, images.damaged, skipped=entry.weight == 1)
 
 
 @dataclass(frozen=True)
@@ -299,17 +337,26 @@ class _LoadLetterboxed:
 
 
 def _decoded(split: PackedSplit, index: int, max_pixels: int) -> NDArray[np.uint8]:
-    """Pixels of a sample, (H, W, 3), of the size that its record states."""
+    """Pixels of a sample, (H, W, 3), of the size that its record states.
+
+    Raises:
+        DamagedSampleError: its bytes are not those that were packed, or no image of that size.
+        ImageTooLargeError: it is larger than ``max_pixels``, which is no damage.
+    """
     encoded = split.read(index)
     try:
         image = decode(encoded, max_pixels)
+    except ImageTooLargeError as error:
+        raise ImageTooLargeError(
+            f"{split.describe(index)} {error}; pack the data with --imgsz or raise loader.max_pixels."
+        ) from error
     except DataError as error:
-        raise DataError(f"{split.name(index)}: {error}") from error
+        raise DamagedSampleError(f"{split.describe(index)} {error}; pack the data again.") from error
     if image.shape[:2] != tuple(split.size(index)):
         height, width = image.shape[:2]
-        raise DataError(
-            f"{split.name(index)}: the image is {width} x {height} pixels, but its record says "
-            f"{split.size(index)[1]} x {split.size(index)[0]}: pack the split again."
+        raise DamagedSampleError(
+            f"{split.describe(index)} has {width} x {height} pixels, but its record says "
+            f"{split.size(index)[1]} x {split.size(index)[0]}; pack the data again."
         )
     return image
 
@@ -328,6 +375,8 @@ def _join(
         colour_gains=torch.from_numpy(np.concatenate([part.colour_gains for part in parts])),
         matches=tuple(part.matches for part in parts),
         labels=tuple(labels for part in parts for labels in part.labels),
+        damaged={sample: reason for part in parts for sample, reason in part.damaged.items()},
+        skipped=sum(part.skipped for part in parts),
         wait_seconds=waited,
     )
 

@@ -18,6 +18,10 @@ from hvdyolo.utils.errors import DataError, StorageError, UsageError
 _MOST_OPEN_FILES = 64
 
 
+class DamagedSampleError(DataError):
+    """One sample is not what was packed; the others may still be."""
+
+
 class PackedSplit:
     """Random access to all samples of a split.
 
@@ -56,7 +60,8 @@ class PackedSplit:
         """The encoded image of a sample.
 
         Raises:
-            DataError: its checksum differs or the file ends early; names shard, record and file.
+            DamagedSampleError: its checksum differs or the file ends early; names shard, record and file.
+            DataError: the shard is missing.
             StorageError: the file system fails.
         """
         # Runs once a sample, and its own time is to stay small beside the 10 microseconds of the pread.
@@ -75,7 +80,7 @@ class PackedSplit:
         if len(encoded) != length or (
             self._verify and xxh3_64_intdigest(encoded) != shard.checksums.item(row)
         ):
-            raise DataError(f"{shard.describe(row)} is damaged; copy the shard again.")
+            raise DamagedSampleError(f"{shard.describe(row)} is damaged; copy the shard again.")
         return encoded
 
     def labels(self, index: int) -> NDArray[np.float32]:
@@ -111,6 +116,11 @@ class PackedSplit:
         """Name of the source file, relative to the images' folder."""
         number, row = self._locate(index)
         return self._shards[number].name(row)
+
+    def describe(self, index: int) -> str:
+        """Shard, record and file of a sample, for messages."""
+        number, row = self._locate(index)
+        return self._shards[number].describe(row)
 
     def shard_file(self, index: int) -> str:
         """Name of the shard that holds a sample."""

@@ -18,7 +18,7 @@ _METRICS = "metrics.jsonl"
 _RESULTS = "results.csv"
 _RESULT_COLUMNS = (
     "epoch", "step", "time", "lr", "box", "objectness", "classification", "images_per_second",
-    "wait_percent", "ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large",
+    "wait_percent", "skipped_samples", "ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large",
 )  # fmt: skip
 
 

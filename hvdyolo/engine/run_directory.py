@@ -15,6 +15,8 @@ _FREE_KEYS = (
     "loader.verify",
     "loader.max_pixels",
     "loader.stage",
+    # A run that ended at a damaged sample can go on without it: up to there both policies learn the same.
+    "loader.damaged",
     "train.eval_every",
     "train.checkpoint_every",
     "train.keep_checkpoints",

@@ -35,18 +35,25 @@ _TERMS = ("box", "objectness", "classification")
 
 @dataclass
 class Tally:
-    """Steps, images of all ranks, and seconds this rank waited for its loader, since ``started``."""
+    """Steps, images of all ranks, and this rank's own, since ``started``.
+
+    Attributes:
+        waited: seconds for the loader.
+        skipped: damaged samples that were left out.
+    """
 
     started: float = field(default_factory=time.monotonic)
     steps: int = 0
     images: float = 0.0
     waited: float = 0.0
+    skipped: int = 0
 
     def add(self, step: Step) -> None:
         """Count one step."""
         self.steps += 1
         self.images += float(step.counts.images)
         self.waited += sum(micro.batch.wait_seconds for micro in step.batches)
+        self.skipped += sum(micro.batch.skipped for micro in step.batches)
 
     def speed(self) -> dict[str, float]:
         """Images a second over all ranks, and the share of time without data, percent."""
@@ -91,6 +98,7 @@ class Trainer:
         self._weights = run / "weights"
         self._journal = journal
         self._losses = torch.zeros(3)
+        self._told_damaged: set[int] = set()
         self._upcoming = feed.next(Report(stop.requested, self._losses))
 
     def run(self) -> None:
@@ -105,11 +113,12 @@ class Trainer:
             self._finish_epoch(epoch, results)
 
     def _train_epoch(self, epoch: int) -> dict[str, float]:
-        """Take the epoch's steps; returns its mean losses and its speed."""
+        """Take the epoch's steps; returns its mean losses, its speed and how many samples were skipped."""
         whole, window = Tally(), Tally()
         losses = torch.zeros(3)
         with self._progress(epoch) as steps:
             for step in steps:
+                self._tell_damaged(step)
                 self._losses = self.learner.train_step(step).cpu()
                 self.attempt.step, self.attempt.epoch = self.learner.step, epoch
                 losses += self._losses
@@ -119,8 +128,15 @@ class Trainer:
                     self._log_step(step, window)
                     window = Tally()
         # Shares of the ranks add up to the losses of whole steps.
-        means = self.comm.sum("epoch losses", losses / max(whole.steps, 1))
-        return {**dict(zip(_TERMS, _rounded(means), strict=True)), **whole.speed()}
+        shares = torch.cat([losses / max(whole.steps, 1), torch.tensor([float(whole.skipped)])])
+        *means, skipped = self.comm.sum("epoch", shares)
+        if skipped:
+            LOGGER.warning("epoch %d: %d damaged samples were skipped", epoch + 1, int(skipped))
+        return {
+            **dict(zip(_TERMS, _rounded(means), strict=True)),
+            **whole.speed(),
+            "skipped_samples": int(skipped),
+        }
 
     @contextmanager
     def _progress(self, epoch: int) -> Iterator[Iterable[Step]]:
@@ -228,6 +244,14 @@ class Trainer:
             ),
         )
 
+    def _tell_damaged(self, step: Step) -> None:
+        """Name the damaged samples among this rank's, each once."""
+        for micro in step.batches:
+            for sample, reason in micro.batch.damaged.items():
+                if sample not in self._told_damaged:
+                    self._told_damaged.add(sample)
+                    LOGGER.warning("skipped: %s", reason)
+
     def _log_step(self, step: Step, window: Tally) -> None:
         """Tell the speed since the last line and the losses of the step before ``step``."""
         assert step.range is not None
@@ -244,5 +268,5 @@ class Trainer:
             self._journal.record("step", self.learner.step, step.range.epoch, values)
 
 
-def _rounded(losses: Tensor) -> list[float]:
+def _rounded(losses: Iterable[Tensor]) -> list[float]:
     return [round(float(value), 6) for value in losses]

@@ -11,6 +11,7 @@ import pytest
 from safetensors.torch import load_file
 
 from hvdyolo.data.manifest import read_manifest
+from hvdyolo.data.reader import PackedSplit
 from hvdyolo.models.build import build_model, save_model
 
 pytestmark = pytest.mark.slow
@@ -178,6 +179,34 @@ def test_a_damaged_sample_ends_all_ranks_and_is_named(launch, synthetic, tmp_pat
     assert shard.name in ended.output
     assert "Traceback" not in ended.output
     assert outcome(run)["reason"] == "data"
+
+
+def test_skipped_samples_are_named_once_and_counted_over_ranks(launch, synthetic, tmp_path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(synthetic, data)
+    split = PackedSplit(data, "train")
+    damaged = [5, 20, 33]
+    shard = data / split.shard_file(0)
+    raw = bytearray(shard.read_bytes())
+    for sample in damaged:
+        encoded = split.read(sample)
+        raw[raw.find(encoded) + len(encoded) // 2] ^= 1
+    shard.write_bytes(raw)
+    run = tmp_path / "run"
+    # Without mosaics every sample is looked at once an epoch, and by one rank.
+    ended = launch(words(data, run, "--loader.damaged", "skip", "--augment.mosaic", "0"), "mpirun", 2)
+    assert ended.code == 0, ended.output
+    assert [entry["skipped_samples"] for entry in metrics(run, "epoch")] == [3, 3]
+    steps = [entry["step"] for entry in metrics(run, "step")]
+    assert steps == list(range(1, outcome(run)["step"] + 1))
+    assert "epoch 1: 3 damaged samples were skipped" in ended.output
+    told = []
+    for log in (run / "logs").glob("rank-*.log"):
+        lines = [line for line in log.read_text().splitlines() if "skipped: " in line]
+        names = [name for name in map(split.describe, damaged) if any(name in line for line in lines)]
+        assert len(names) == len(lines), "a rank told of a sample twice, or of another"
+        told += names
+    assert set(told) == set(map(split.describe, damaged))
 
 
 @pytest.mark.parametrize("command", ["train", "eval"])

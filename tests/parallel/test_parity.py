@@ -91,6 +91,8 @@ class Rehearsal:
                 colour_gains=torch.ones(count, 3),
                 matches=(assign(labels, SIZE, SIZE, 0),),
                 labels=tuple(labels),
+                damaged={},
+                skipped=0,
                 wait_seconds=0.0,
             )
 

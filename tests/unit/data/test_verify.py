@@ -1,13 +1,20 @@
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import h5py
 import pytest
 
+from hvdyolo.data.format import DATASETS
 from hvdyolo.data.verify import find_problems, verify_packed
 from hvdyolo.utils.errors import DataError, MismatchError, UsageError
 
 Build = Callable[..., Any]
+Damage = Callable[[Path], Any]
+
+SHARD, NEIGHBOUR = "train-00001-of-00003.h5", "train-00002-of-00003.h5"
 
 
 def damage(path: Path, place: int) -> None:
@@ -45,6 +52,65 @@ def test_everything_that_is_damaged_is_found_in_one_go(packed: Build) -> None:
     ) as caught:
         verify_packed(data.root)
     assert "\n" not in str(caught.value)
+
+
+def flip(dataset: str, place: int) -> Damage:
+    """In a dataset of the shard, counted from its end if negative."""
+
+    def damage_dataset(path: Path) -> None:
+        with h5py.File(path, "r") as file:
+            start, size = file[dataset].id.get_offset(), file[dataset].nbytes
+        damage(path, start + place % size)
+
+    return damage_dataset
+
+
+def cut(path: Path, bytes_left_out: int) -> None:
+    os.truncate(path, path.stat().st_size - bytes_left_out)
+
+
+def append(path: Path) -> None:
+    with open(path, "ab") as stream:
+        stream.write(b"\0")
+
+
+def clear(path: Path) -> None:
+    """Zeros in place of the images, as after a crash of some file systems."""
+    with h5py.File(path, "r+") as file:
+        file["data"][...] = 0
+
+
+DAMAGES: dict[str, Damage] = {
+    "superblock": lambda path: damage(path, 20),
+    "padding before the images": lambda path: damage(path, (1 << 20) - 1),
+    "first byte of the images": flip("data", 0),
+    "last byte of the images": flip("data", -1),
+    **{f"/{name}": flip(name, -1) for name in DATASETS if name != "data"},
+    "cut by a byte": lambda path: cut(path, 1),
+    "cut within the images": lambda path: cut(path, path.stat().st_size - (1 << 20) - 100),
+    "cut to nothing": lambda path: os.truncate(path, 0),
+    "a byte too long": append,
+    "images of zeros": clear,
+    "missing": Path.unlink,
+    "another shard of the dataset": lambda path: shutil.copy(path.with_name(NEIGHBOUR), path),
+    "a directory": lambda path: (path.unlink(), path.mkdir()),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_every_kind_of_damage_is_found_and_its_shard_named(packed: Build, kind: str) -> None:
+    root = packed(shards=3, each=4).root
+    DAMAGES[kind](root / SHARD)
+    with pytest.raises(DataError, match=rf"damaged in 1 of 3 shards \({SHARD}\)"):
+        verify_packed(root)
+
+
+@pytest.mark.parametrize("cut_bytes", [0, 5])
+def test_a_damaged_manifest_is_found(packed: Build, cut_bytes: int) -> None:
+    path = packed().root / "manifest.json"
+    cut(path, cut_bytes) if cut_bytes else damage(path, 100)
+    with pytest.raises(DataError, match=r"manifest\.json is damaged"):
+        verify_packed(path.parent)
 
 
 def test_long_lists_are_cut(packed: Build) -> None:
