@@ -271,7 +271,7 @@ class _LoadPart(Generic[MatchesT]):
 
     def _load(self, entry: SlotEntry) -> AugmentedSample:
         generator = sample_generator(self.plan.seed, entry.epoch, entry.position, Purpose.AUGMENTATION)
-        parameters = draw_parameters(self.augment, entry.sample, len(self.images), generator)
+        parameters = draw_parameters(self.augment, entry.sample, entry.partners, generator)
         return augment(self.images, parameters, self.image_size)
 
 

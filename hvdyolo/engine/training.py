@@ -85,7 +85,12 @@ def check(config: Config, data: Path, size: int) -> Inputs:
         raise UsageError(f"model.weights: there is no file {config.model.weights}.")
     training = PackedSplit(data, "train", verify=config.loader.verify)
     validation = PackedSplit(data, "val", verify=config.loader.verify)
-    plan = BatchPlan(samples=len(training), batch=config.train.batch, seed=config.train.seed)
+    plan = BatchPlan(
+        samples=len(training),
+        batch=config.train.batch,
+        seed=config.train.seed,
+        order=config.loader.order,
+    )
     return Inputs(training, validation, plan)
 
 
