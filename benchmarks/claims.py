@@ -1,35 +1,43 @@
-"""What the benchmarks print: claims, each with the figure measured, its bar and a verdict."""
+"""Claims with their figures and bars, and the table that tells which hold."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A figure and what it has to reach.
-
-    Attributes:
-        least: the figure has to be at least this, or, if ``at_most``, at most.
-        note: what it was measured on or against.
-    """
+    """One measured claim."""
 
     name: str
     figure: float
+    relation: Literal["<=", ">="]
     bar: float
-    at_most: bool = False
-    note: str = ""
+    unit: str = ""
 
     @property
     def holds(self) -> bool:
-        """Whether the bar is reached."""
-        return self.figure <= self.bar if self.at_most else self.figure >= self.bar
+        """Whether the figure keeps to the bar; one that is not a number does not."""
+        return self.figure <= self.bar if self.relation == "<=" else self.figure >= self.bar
+
+    def row(self) -> tuple[str, str, str, str]:
+        """Name, figure, bar and verdict as text."""
+        unit = f" {self.unit}" if self.unit else ""
+        return (
+            self.name,
+            f"{self.figure:.4g}{unit}",
+            f"{self.relation} {self.bar:.4g}{unit}",
+            "holds" if self.holds else "short",
+        )
 
 
-def print_claims(claims: Sequence[Claim]) -> int:
-    """Print a table in Markdown; returns 1 if a claim falls short."""
-    print("| claim | figure | bar | | |\n|---|---|---|---|---|")
-    for claim in claims:
-        relation = "≤" if claim.at_most else "≥"
-        verdict = "holds" if claim.holds else "short"
-        print(f"| {claim.name} | {claim.figure:.3g} | {relation} {claim.bar:g} | {verdict} | {claim.note} |")
+def report(claims: Sequence[Claim]) -> int:
+    """Print the table; the exit code of a benchmark: 1 if any claim is short."""
+    rows = [("claim", "figure", "bar", ""), *(claim.row() for claim in claims)]
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    for name, figure, bar, verdict in rows:
+        line = f"{name:<{widths[0]}}  {figure:>{widths[1]}}  {bar:>{widths[2]}}  {verdict}"
+        sys.stdout.write(line.rstrip() + "\n")
+    sys.stdout.flush()
     return int(not all(claim.holds for claim in claims))

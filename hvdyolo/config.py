@@ -24,6 +24,9 @@ class LoaderConfig:
 
     image_size: int = 640
     """Side of the square network input, pixels; a multiple of the largest stride."""
+    order: Literal["exact", "block"] = "exact"
+    """`exact` permutes all samples; `block` lets each slot of the batch read runs of 32 neighbours, mosaics
+    included, for storage that is slow at random access. It is for splits of hundreds of images a slot."""
     workers: int | None = None
     """Loader processes a rank; by default its share of the host's cores, at most 8. 0 loads in the rank."""
     prefetch: int = 2

@@ -52,6 +52,16 @@ class ImageSource(Protocol):
         ...
 
 
+class Partners(Protocol):
+    """The samples that a mosaic takes its other three from."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, place: int, /) -> int:
+        """A sample."""
+        ...
+
+
 @dataclass(frozen=True)
 class AugmentParameters:
     """All that is random about a sample."""
@@ -82,19 +92,19 @@ class AugmentedSample:
 
 
 def draw_parameters(
-    settings: AugmentConfig, sample: int, samples: int, generator: np.random.Generator
+    settings: AugmentConfig, sample: int, partners: Partners, generator: np.random.Generator
 ) -> AugmentParameters:
     """Parameters of one sample.
 
     All numbers are drawn at once and each has its place, so that changing one setting changes
-    nothing else. Mosaic partners are any of ``samples`` samples.
+    nothing else.
     """
     draws = generator.random(17).tolist()
-    mosaic, meeting_x, meeting_y, *partners, place = draws[:7]
+    mosaic, meeting_x, meeting_y, *chosen, place = draws[:7]
     rotation, zoom, shear_x, shear_y, centre_x, centre_y = (2 * u - 1 for u in draws[7:13])
     hue, saturation, value = (2 * u - 1 for u in draws[13:16])
     if mosaic < settings.mosaic:
-        others = [int(u * samples) for u in partners]
+        others = [partners[int(u * len(partners))] for u in chosen]
         others.insert(int(place * 4), sample)
         sources = tuple(others)
     else:

@@ -304,7 +304,7 @@ class _LoadPart(Generic[MatchesT]):
     def _load(self, entry: SlotEntry) -> _LoadedSlot:
         generator = sample_generator(self.plan.seed, entry.epoch, entry.position, Purpose.AUGMENTATION)
         images = _TrainImages(self.split, self.max_pixels, self.damaged)
-        parameters = draw_parameters(self.augment, entry.sample, len(images), generator)
+        parameters = draw_parameters(self.augment, entry.sample, entry.partners, generator)
         sample = augment(images, parameters, self.image_size)
         if entry.sample not in images.damaged:
             return _LoadedSlot(sample, entry.weight, images.damaged, skipped=False)

@@ -4,29 +4,20 @@ Nothing here depends on what was read before, so resuming needs only (seed, epoc
 is in a batch depends neither on the number of ranks nor on the number of workers.
 """
 
-import hashlib
-import struct
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hvdyolo.data.block_order import BlockOrder, Window
+from hvdyolo.data.permutation import permute, round_keys
 from hvdyolo.utils.errors import UsageError
-
-_ROUNDS = 12
-# A Feistel network over one or two bits reaches few permutations; tiny splits walk a larger
-# domain.
-_LEAST_BITS = 6
 
 
 @dataclass(frozen=True)
 class EpochOrder:
-    """A permutation of the samples for every epoch, computed position by position.
-
-    A Feistel network keyed by (seed, epoch) permutes the smallest power of two that holds all
-    samples (at least 64); a result that is no sample is permuted again until it is one (cycle
-    walking, fewer than two turns on average), which leaves a permutation of the samples.
-    """
+    """A permutation of the samples for every epoch, computed position by position."""
 
     samples: int
     seed: int
@@ -35,17 +26,7 @@ class EpochOrder:
         """Sample at each position, 0 … samples - 1, of an epoch; any shape."""
         if position.size and (position.min() < 0 or position.max() >= self.samples):
             raise ValueError(f"positions must be in 0 … {self.samples - 1}")
-        keys = _round_keys(self.seed, epoch)
-        bits = max(_LEAST_BITS, (self.samples - 1).bit_length())
-        walking = position.astype(np.uint64).ravel()
-        result = np.empty_like(walking)
-        pending = np.arange(walking.size)
-        while pending.size:
-            walking = _permute(walking, bits, keys)
-            arrived = walking < self.samples
-            result[pending[arrived]] = walking[arrived]
-            pending, walking = pending[~arrived], walking[~arrived]
-        return result.astype(np.int64).reshape(position.shape)
+        return permute(position, self.samples, round_keys(b"hvdyolo order", self.seed, epoch))
 
 
 @dataclass(frozen=True)
@@ -58,21 +39,28 @@ class SlotEntry:
     epoch: int
     position: int
     """Place in the epoch; with the epoch, the key of all of the slot's random draws."""
+    partners: range | Window
+    """Samples that may be mixed into it, as in a mosaic."""
 
 
 @dataclass(frozen=True)
 class BatchPlan:
     """Global batches of an epoch, and their division among ranks and workers.
 
-    Batch t is the positions t * batch … (t + 1) * batch - 1 of the epoch's order. Positions past
-    the last sample start over at the first, with weight 0: every sample is in the loss exactly
-    once an epoch, and every rank takes the same number of steps.
+    Batch t is the positions t * batch … (t + 1) * batch - 1 of the epoch. Every sample is in the
+    loss exactly once an epoch; in the last batch, slots that are left over hold samples of weight 0,
+    so every rank takes the same number of steps.
+
+    In the order ``exact`` any position may hold any sample, and so may any mosaic: positions past the
+    last sample start over at the first. In the order ``block`` each slot is a lane that reads runs
+    of neighbouring samples (:class:`BlockOrder`) and mixes only samples of one window of it.
     """
 
     samples: int
     batch: int
     """Images of a batch over all ranks together."""
     seed: int
+    order: Literal["exact", "block"] = "exact"
 
     def __post_init__(self) -> None:
         if self.samples < 1:
@@ -102,36 +90,21 @@ class BatchPlan:
 
     def entries(self, epoch: int, batch: int, slots: range) -> list[SlotEntry]:
         """What the given slots of a batch hold."""
+        if self.order == "block":
+            return self._block_entries(epoch, batch, slots)
+        return self._exact_entries(epoch, batch, slots)
+
+    def _exact_entries(self, epoch: int, batch: int, slots: range) -> list[SlotEntry]:
         positions = batch * self.batch + np.arange(slots.start, slots.stop, dtype=np.int64)
         samples = EpochOrder(self.samples, self.seed).sample(epoch, positions % self.samples)
         return [
-            SlotEntry(sample, int(position < self.samples), epoch, position)
+            SlotEntry(sample, int(position < self.samples), epoch, position, range(self.samples))
             for sample, position in zip(samples.tolist(), positions.tolist(), strict=True)
         ]
 
-
-def _round_keys(seed: int, epoch: int) -> NDArray[np.uint64]:
-    """Keys of the rounds: a hash, so that neighbouring seeds and epochs have nothing in common."""
-    digest = hashlib.shake_256(b"hvdyolo order" + struct.pack("<QQ", seed, epoch))
-    return np.frombuffer(digest.digest(8 * _ROUNDS), dtype="<u8")
-
-
-def _permute(values: NDArray[np.uint64], bits: int, keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """A permutation of 0 … 2^bits - 1: each round changes one half by a hash of the other."""
-    low_bits, high_bits = bits // 2, bits - bits // 2
-    low = values & np.uint64((1 << low_bits) - 1)
-    high = values >> np.uint64(low_bits)
-    for even, odd in zip(keys[::2], keys[1::2], strict=True):
-        low = low ^ (_mix(high, even) >> np.uint64(64 - low_bits))
-        high = high ^ (_mix(low, odd) >> np.uint64(64 - high_bits))
-    permuted: NDArray[np.uint64] = (high << np.uint64(low_bits)) | low
-    return permuted
-
-
-def _mix(values: NDArray[np.uint64], key: np.uint64) -> NDArray[np.uint64]:
-    """A keyed 64-bit hash, best in its high bits: the finaliser of MurmurHash3."""
-    mixed: NDArray[np.uint64] = values + key
-    for factor in (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53):
-        mixed = (mixed ^ (mixed >> np.uint64(33))) * np.uint64(factor)
-    mixed ^= mixed >> np.uint64(33)
-    return mixed
+    def _block_entries(self, epoch: int, batch: int, slots: range) -> list[SlotEntry]:
+        turns = BlockOrder(self.samples, self.batch, self.seed).turns(epoch, batch, slots)
+        return [
+            SlotEntry(turn.sample, int(turn.counts), epoch, batch * self.batch + slot, turn.window)
+            for turn, slot in zip(turns, slots, strict=True)
+        ]

@@ -90,7 +90,12 @@ def check(config: Config, data: Path, stage: str | None, job: Job) -> Inputs:
     shards = local_shards(data, ("train", "val"), stage, lambda: job.beacon.beat("stage", 0))
     training = PackedSplit(data, "train", verify=config.loader.verify, shards=shards)
     validation = PackedSplit(data, "val", verify=config.loader.verify, shards=shards)
-    plan = BatchPlan(samples=len(training), batch=config.train.batch, seed=config.train.seed)
+    plan = BatchPlan(
+        samples=len(training),
+        batch=config.train.batch,
+        seed=config.train.seed,
+        order=config.loader.order,
+    )
     return Inputs(training, validation, plan)
 
 

@@ -59,6 +59,7 @@ def test_a_saved_configuration_reads_back_equal(tmp_path: Path) -> None:
         (["--optimizer.lr", "fast"], "'optimizer.lr' takes a number, not 'fast'"),
         (["--train.epochs", "1.5"], "'train.epochs' takes a whole number"),
         (["--optimizer.schedule", "cos"], "one of linear, cosine"),
+        (["--loader.order", "blocks"], "one of exact, block"),
         (["--loader.workers", "many"], "a whole number or null"),
         (["--train.batch", "0"], "'train.batch' must be at least 1, not 0"),
         (["--train.batch"], "needs a value"),

@@ -1,0 +1,111 @@
+"""What training sees follows from seed and data: not from ranks, workers or interruptions."""
+
+import hashlib
+import itertools
+import json
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+
+from hvdyolo.config import AugmentConfig, LoaderConfig
+from hvdyolo.data.loader import TrainBatch, TrainLoader
+from hvdyolo.data.order import BatchPlan
+from hvdyolo.data.reader import PackedSplit
+from hvdyolo.data.workers import start_worker_server
+from hvdyolo.objective.assign import Assigner
+
+EPOCHS = 2
+BATCH = 8
+# Most slots are mosaics and all are turned: every kind of draw shows in the pixels.
+AUGMENT = AugmentConfig(mosaic=0.8, degrees=10.0, shear=3.0)
+ASSIGN = Assigner((8, 16, 32), np.full((3, 3, 2), 16, dtype=np.float32), 4.0)
+Digest = str
+
+
+@dataclass(frozen=True)
+class Stream:
+    """The batches of one training, loaded in whatever way."""
+
+    split: PackedSplit
+    plan: BatchPlan
+
+    def __len__(self) -> int:
+        return EPOCHS * self.plan.batches_per_epoch
+
+    def digests(
+        self, ranks: int = 1, workers: int = 0, start: int = 0, batches: int | None = None
+    ) -> list[list[Digest]]:
+        """From batch ``start`` on, a digest of each slot of the global batch, for each batch."""
+        shares = [self._share(rank, ranks, workers, start, batches) for rank in range(ranks)]
+        return [list(itertools.chain(*parts)) for parts in zip(*shares, strict=True)]
+
+    def _share(
+        self, rank: int, ranks: int, workers: int, start: int, batches: int | None
+    ) -> list[list[Digest]]:
+        epoch, batch = divmod(start, self.plan.batches_per_epoch)
+        state = json.loads(json.dumps({"epoch": epoch, "batch": batch}))
+        with TrainLoader(
+            self.split,
+            self.plan,
+            LoaderConfig(image_size=64, workers=workers),
+            AUGMENT,
+            ASSIGN,
+            rank=rank,
+            size=ranks,
+            epochs=EPOCHS,
+            start_epoch=state["epoch"],
+            start_batch=state["batch"],
+        ) as loader:
+            assert len(loader) == len(self) - start
+            return [slot_digests(loaded) for loaded in itertools.islice(loader, batches)]
+
+
+def slot_digests(batch: TrainBatch[Any]) -> list[Digest]:
+    digests = []
+    for slot, sample in enumerate(batch.samples):
+        digest = hashlib.sha256(f"{batch.epoch} {batch.index} {sample}".encode())
+        for tensor in (batch.weights, batch.flip, batch.colour_gains, batch.images):
+            digest.update(tensor[slot].numpy().tobytes())
+        digest.update(batch.labels[slot].tobytes())
+        digests.append(digest.hexdigest())
+    return digests
+
+
+@pytest.fixture(params=["exact", "block"])
+def stream(packed: Callable[..., Any], request: pytest.FixtureRequest) -> Stream:
+    # 29 batches an epoch; 2 slots of the last only fill it.
+    split = PackedSplit(packed(shards=2, each=115).root, "train")
+    order: Literal["exact", "block"] = request.param
+    return Stream(split, BatchPlan(len(split), BATCH, seed=11, order=order))
+
+
+def test_an_epoch_is_the_same_for_any_workers_and_ranks(stream: Stream) -> None:
+    start_worker_server()  # else each worker would import torch for itself
+    epoch = stream.plan.batches_per_epoch
+    alone = stream.digests(batches=epoch)
+    assert len({digest for batch in alone for digest in batch}) == epoch * BATCH
+    for ranks, workers in [(1, 1), (1, 2), (1, 7), (2, 0), (4, 0), (8, 0), (3, 2)]:
+        assert stream.digests(ranks, workers, batches=epoch) == alone, f"{ranks} ranks, {workers} workers"
+
+
+def test_a_stream_that_is_killed_goes_on_as_if_it_had_not_been(stream: Stream) -> None:
+    whole = stream.digests()
+    assert len(whole) == len(stream)
+    starts = random.Random(0).sample(range(1, len(stream)), 50)
+    for start in starts:
+        # Of each rest its beginning, to save time; those below are gone through to the end.
+        assert stream.digests(start=start, batches=2) == whole[start : start + 2], f"from batch {start}"
+    for start, ranks, workers in [(starts[0], 1, 3), (starts[1], 5, 0), (len(stream) - 1, 2, 1)]:
+        assert stream.digests(ranks, workers, start) == whole[start:], f"from batch {start}"
+
+
+def test_seed_and_order_change_what_is_seen(stream: Stream) -> None:
+    (first,) = stream.digests(batches=1)
+    other_order: Literal["exact", "block"] = "block" if stream.plan.order == "exact" else "exact"
+    for plan in (replace(stream.plan, seed=12), replace(stream.plan, order=other_order)):
+        (other,) = Stream(stream.split, plan).digests(batches=1)
+        assert not {*other} & {*first}
