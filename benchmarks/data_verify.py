@@ -135,9 +135,10 @@ def timed(action: Callable[[], object]) -> float:
 def line(title: str, costs: Costs) -> str:
     """The claim, its figure and its bar; the spread is from the 5th to the 95th of 100 samples."""
     low, high = np.quantile(costs.checksum / costs.loading, [0.05, 0.95])
+    verdict = "holds" if costs.share <= BAR else "short"
     return (
         f"checksums' share of loading, {title}: {costs.share:.2%} "
-        f"(of a sample's: {low:.2%} … {high:.2%}), bar <= {BAR:.0%}: {'holds' if costs.share <= BAR else 'short'}   "
+        f"(of a sample's: {low:.2%} … {high:.2%}), bar <= {BAR:.0%}: {verdict}   "
         f"[{costs.size.mean() / 1000:.0f} KB: read {costs.unchecked.mean() * 1e6:.1f} us, "
         f"checksum {costs.checksum.mean() * 1e6:.1f} us, decoding {costs.decoding.mean() * 1e6:.0f} us]"
     )
