@@ -1,5 +1,5 @@
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hvdyolo.data.division import divide
@@ -21,6 +21,7 @@ def test_a_sample_larger_than_a_shard_leaves_no_empty_one() -> None:
     assert divide(np.array([1, 1000, 1]), 10) == [range(1), range(1, 2), range(2, 3)]
 
 
+@settings(deadline=None)
 @given(SIZES, st.integers(1, 3000))
 def test_every_sample_is_in_one_run_and_runs_are_about_as_long_as_asked(
     sizes: list[int], wanted: int

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from xxhash import xxh3_64_intdigest, xxh3_128_hexdigest
 
@@ -70,6 +70,7 @@ SAMPLES = [sample(number) for number in range(COUNT)]
 WHOLE = identity([shard(SAMPLES)])
 
 
+@settings(deadline=None)
 @given(st.sets(st.integers(0, COUNT)), st.integers(0, 1 << 20))
 def test_it_is_blind_to_the_borders_of_shards(borders: set[int], start: int) -> None:
     runs = pairwise([0, *sorted(borders), COUNT])
