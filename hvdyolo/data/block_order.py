@@ -104,12 +104,17 @@ class BlockOrder:
         return np.maximum(first, start), np.minimum(first + _SPAN, self._starts(lane + 1))
 
     def _windows(self, epoch: int, firsts: NDArray[np.int64], stops: NDArray[np.int64]) -> list[Window]:
-        # Beyond a window's last block are blocks of others, which are never looked up.
-        blocks = self._blocks(epoch, firsts[:, None] // BLOCK + np.arange(WINDOW))
+        counts = (stops - 1) // BLOCK - firsts // BLOCK + 1
+        # As many for each as the longest window needs, to compute them together.
+        blocks = self._blocks(epoch, firsts[:, None] // BLOCK + np.arange(counts.max(initial=0)))
         return [
-            Window(tuple(block), skipped, length, self.samples)
-            for block, skipped, length in zip(
-                blocks.tolist(), (firsts % BLOCK).tolist(), (stops - firsts).tolist(), strict=True
+            Window(tuple(block[:count]), skipped, length, self.samples)
+            for block, count, skipped, length in zip(
+                blocks.tolist(),
+                counts.tolist(),
+                (firsts % BLOCK).tolist(),
+                (stops - firsts).tolist(),
+                strict=True,
             )
         ]
 

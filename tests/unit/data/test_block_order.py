@@ -28,12 +28,12 @@ def runs(turns: list[LaneTurn]) -> int:
 
 @given(
     lanes=st.integers(1, 12),
-    turns=st.integers(1, 600),
+    turns=st.integers(1, 500),
     spare=st.integers(0, 11),
     seed=SEEDS,
     epoch=st.integers(0, 2**31),
 )
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 def test_lanes_read_long_runs_a_window_at_a_time(
     lanes: int, turns: int, spare: int, seed: int, epoch: int
 ) -> None:
@@ -48,6 +48,7 @@ def test_lanes_read_long_runs_a_window_at_a_time(
             read = [turn.sample for turn in group]
             assert sorted(read) == sorted(window[place] for place in range(len(window)))
             assert len(read) <= BLOCK * WINDOW
+            assert len(window.blocks) <= WINDOW
 
 
 def test_a_place_outside_a_window_is_refused() -> None:
@@ -58,11 +59,11 @@ def test_a_place_outside_a_window_is_refused() -> None:
 
 
 def test_windows_are_shuffled() -> None:
-    # 16 windows of 256: by chance, half of all steps go up and few go to the next sample.
-    (turns,) = lane_turns(BlockOrder(4096, 1, 0), 0)
+    # 8 windows of 256: by chance, half of all steps go up and few go to the next sample.
+    (turns,) = lane_turns(BlockOrder(2048, 1, 0), 0)
     steps = np.diff([turn.sample for turn in turns])
-    assert (steps > 0).mean() == pytest.approx(0.5, abs=4 * 0.29 / np.sqrt(4095))
-    assert (steps == 1).sum() < 40  # 16 by chance
+    assert (steps > 0).mean() == pytest.approx(0.5, abs=4 * 0.29 / np.sqrt(2047))
+    assert (steps == 1).sum() < 25  # 8 by chance
 
 
 def test_a_short_lane_repeats_what_opens_the_next() -> None:

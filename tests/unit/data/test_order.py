@@ -180,7 +180,7 @@ def test_a_batch_depends_neither_on_ranks_nor_on_workers(kind: Order, data: Any,
 
 
 @both_orders
-@given(data=st.data(), samples=st.integers(64, 1500), epoch=st.integers(0, 2**31))
+@given(data=st.data(), samples=st.integers(64, 600), epoch=st.integers(0, 2**31))
 @settings(max_examples=200, deadline=None)
 def test_epochs_differ_in_what_their_batches_hold(kind: Order, data: Any, samples: int, epoch: int) -> None:
     plan = BatchPlan(samples, data.draw(st.integers(samples // 8, samples // 2)), 0, kind)

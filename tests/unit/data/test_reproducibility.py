@@ -18,7 +18,7 @@ from hvdyolo.data.reader import PackedSplit
 from hvdyolo.data.workers import start_worker_server
 from hvdyolo.objective.assign import Assigner
 
-EPOCHS = 2
+EPOCHS = 6
 BATCH = 8
 # Most slots are mosaics and all are turned: every kind of draw shows in the pixels.
 AUGMENT = AugmentConfig(mosaic=0.8, degrees=10.0, shear=3.0)
@@ -77,8 +77,8 @@ def slot_digests(batch: TrainBatch[Any]) -> list[Digest]:
 
 @pytest.fixture(params=["exact", "block"])
 def stream(packed: Callable[..., Any], request: pytest.FixtureRequest) -> Stream:
-    # 29 batches an epoch; 2 slots of the last only fill it.
-    split = PackedSplit(packed(shards=2, each=115).root, "train")
+    # 10 batches an epoch; 6 slots of the last only fill it.
+    split = PackedSplit(packed(shards=2, each=37).root, "train")
     order: Literal["exact", "block"] = request.param
     return Stream(split, BatchPlan(len(split), BATCH, seed=11, order=order))
 
