@@ -21,7 +21,7 @@ JOBS ?= 2
 # make demo IMAGES=120
 IMAGES ?=
 
-.PHONY: help env demo test lint format wheelhouse clean
+.PHONY: help env demo test lint format bench-data wheelhouse clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -43,6 +43,10 @@ lint: env ## ruff, mypy --strict, import-linter, shellcheck
 format: env ## let ruff format the Python files
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
+
+bench-data: env ## what is claimed of packing, order, checksums and augmentation, measured: about 10 minutes
+	@$(BIN)/python -m pip install --quiet --no-deps -r requirements/bench.txt
+	@$(AS_ROOT) scripts/bench_data.sh
 
 wheelhouse: env ## collect every wheel for a site without internet
 	@scripts/wheelhouse.sh

@@ -2,13 +2,14 @@
 
 import argparse
 import difflib
+import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from hvdyolo.utils.errors import HvdyoloError, InternalError, UsageError
+from hvdyolo.utils.errors import HvdyoloError, InternalError, StorageError, UsageError
 
 Command = Callable[[Sequence[str]], int]
 
@@ -21,6 +22,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except HvdyoloError as error:
         _tell(error)
         return error.exit_code
+    except BrokenPipeError:
+        # Whoever read the output has left, as `head` does. Nor may the interpreter's last flush fail.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return StorageError.exit_code
     except Exception:
         # A bug: its traceback, and an exit code that pipelines do not take for something else.
         traceback.print_exc()

@@ -1,6 +1,7 @@
 """The packing scripts for real: on one rank and several, and misused."""
 
 import json
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -122,6 +123,15 @@ def test_a_mistake_is_one_sentence_once_and_an_exit_code(
     assert "Traceback" not in ended.output
     if out.is_dir():
         assert not (out / "manifest.json").exists()
+
+
+def test_a_reader_that_leaves_early_is_no_bug(launch, drawn, tmp_path) -> None:
+    words = ["pack", "--source", "yolo", "--root", drawn, "--out", tmp_path / "out"]
+    command = shlex.join(["hvdyolo", *map(str, words)])
+    ended = launch.program(["bash", "-c", f"{command} | true; exit ${{PIPESTATUS[0]}}"])
+    assert "Traceback" not in ended.output
+    assert "BrokenPipe" not in ended.output
+    assert ended.code in (0, 74)  # whether `true` was gone already
 
 
 def test_a_killed_packing_goes_on(launch, drawn, synthetic, tmp_path) -> None:
