@@ -12,7 +12,7 @@ cd "$ROOT"
 
 readonly BIN=.venv/bin
 readonly OUT=demo
-readonly IMAGES=${1:-600}
+readonly IMAGES=${1:-500}
 readonly STEPS=6
 readonly WEIGHTS=$OUT/run/weights/last.safetensors
 
@@ -43,7 +43,7 @@ main() {
   mkdir -p "$OUT"
   run_step draw "10 seconds" "$BIN/python" data_tools/synth.py --out "$OUT/source" --images "$IMAGES" --classes 4 --seed 0
   run_step pack "10 seconds" "$BIN/python" data_tools/pack.py --source yolo --root "$OUT/source" --out "$OUT/packed"
-  run_step train "1-2 minutes" "${hvdyolo[@]}" train --config demo --data "$OUT/packed" --run "$OUT/run"
+  run_step train "2 minutes" "${hvdyolo[@]}" train --config demo --data "$OUT/packed" --run "$OUT/run"
   run_step evaluate "15 seconds" "${hvdyolo[@]}" eval --weights "$WEIGHTS" --data "$OUT/packed" --split val --json "$OUT/eval.json"
   run_step detect "15 seconds" "$BIN/hvdyolo" detect --weights "$WEIGHTS" --source "$OUT/source/images/val" --out "$OUT/detections"
   run_step merge "5 seconds" "$BIN/hvdyolo" merge "$OUT/detections" --format coco

@@ -1,9 +1,10 @@
 """A drawn dataset: shapes on cluttered backgrounds, in YOLO's layout.
 
-It is honest: classes differ by shape alone (colours, textures and angles are random), sizes span 8 to 60 %
-of the picture, shapes overlap, the background holds lines and irregular blobs, and validation is drawn from
-another seed. It is learnable in minutes, too: shapes are vivid and backgrounds are muted, like toys on a
-carpet. After 6,000 images YOLOv5n reached AP50 0.87; with backgrounds as vivid as the shapes, 0.08.
+It is honest: sizes span 8 to 60 % of the picture, shapes overlap and are turned at random, each class has a
+range of hues that overlaps with those of others, textures are random, the background holds lines and
+irregular blobs, and validation is drawn from another seed. It is learnable in minutes, too: shapes are vivid
+and backgrounds are muted, like toys on a carpet. After 7,000 images YOLOv5n reaches AP50 0.84 with the recipe
+`demo`; where hues told nothing, 0.7 after 8,400.
 """
 
 import argparse
@@ -32,6 +33,8 @@ _MOST_SHAPES = 6
 _LEAST_VISIBLE = 0.65  # a shape that hides more of an earlier one is placed elsewhere
 _TRIES = 5
 _LEAST_CONTRAST = 40  # of a shape's colour to what is under it, in the channel where it is largest
+_GOLDEN = 0.61803398875  # of a turn: the hues of any number of classes are far apart
+_HUE_SPREAD = 0.12  # of a turn, either way: a quarter of all hues for each class
 _TEXTURE_CHANGE = 0.35  # how far a gradient or a stripe goes towards another colour
 _SATURATION = 0.15, 0.45  # of the background
 _CONTRAST = 0.7
@@ -185,9 +188,9 @@ def _random_shape(random: np.random.Generator, label: int) -> _Shape:
 def _texture(random: np.random.Generator, shape: _Shape, under: NDArray[np.float32]) -> NDArray[np.float32]:
     """(h, w, 3) or (3,) fill of a shape: plain, shaded, or striped; never quite the colour under it."""
     mean = under.mean((0, 1))
-    one = _vivid(random)
+    one = _vivid(random, shape.label)
     while np.abs(one - mean).max() < _LEAST_CONTRAST:
-        one = _vivid(random)
+        one = _vivid(random, shape.label)
     other = random.uniform(0, 255, 3).astype(np.float32)
     kind = random.integers(3)
     if kind == 0:
@@ -198,10 +201,11 @@ def _texture(random: np.random.Generator, shape: _Shape, under: NDArray[np.float
     return _blend(one, one + (other - one) * np.float32(_TEXTURE_CHANGE), ramp)
 
 
-def _vivid(random: np.random.Generator) -> NDArray[np.float32]:
-    """A saturated, bright colour of any hue."""
-    hue, saturation, value = random.uniform((0.0, 0.7, 0.7), 1.0)
-    return np.array(colorsys.hsv_to_rgb(hue, saturation, value), dtype=np.float32) * 255
+def _vivid(random: np.random.Generator, label: int) -> NDArray[np.float32]:
+    """A saturated, bright colour of the class's range of hues, which overlaps with those of others."""
+    hue = label * _GOLDEN + random.uniform(-_HUE_SPREAD, _HUE_SPREAD)
+    saturation, value = random.uniform(0.7, 1.0, 2)
+    return np.array(colorsys.hsv_to_rgb(hue % 1, saturation, value), dtype=np.float32) * 255
 
 
 def _background(random: np.random.Generator) -> NDArray[np.float32]:
