@@ -120,7 +120,7 @@ def test_other_settings_other_data_and_never_are_refused(launch, synthetic, pack
     assert launch(words(synthetic, run)).code == 0
     checkpoint = (run / "checkpoints" / "LATEST").read_text()
     other = launch(words(synthetic, run, "--optimizer.lr", "0.5"))
-    assert (other.code, "optimizer.lr: 0.01 there, 0.5 here" in other.output) == (78, True)
+    assert (other.code, "optimizer.lr: 0.1 there, 0.5 here" in other.output) == (78, True)
     data = launch(words(packed_bccd, run))
     assert (data.code, "dataset" in data.output) == (78, True), data.output
     never = launch(words(synthetic, run, "--resume", "never"))
