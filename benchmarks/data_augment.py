@@ -57,17 +57,15 @@ def main() -> int:
         print(f"{name}: {BATCH * BATCHES_A_ROUND / np.median(rounds):.0f} images/s")
     print("classical, part by part: " + ", ".join(f"{name} {1000 * s:.2f} ms" for name, s in parts.items()))
     whole = float(np.median(seconds["classical"])) / (BATCH * BATCHES_A_ROUND)
+    print(f"loader without colours, mirror and layout / the usual pipeline: {ratio(seconds, 'loader'):.2f} x")
     return report(
         [
             Claim("the usual pipeline / its parts", whole / sum(parts.values()), "<=", 1.1),
             Claim(
-                "loader, colours on the device / the usual pipeline", ratio(seconds, "loader"), ">=", 1.5, "x"
-            ),
-            Claim(
-                "loader, colours on this core / the usual pipeline",
+                "loader, all on this core / the usual one",
                 ratio(seconds, "loader and colours"),
                 ">=",
-                1.1,
+                1.5,
                 "x",
             ),
         ]
