@@ -27,9 +27,7 @@ from hvdyolo.data.placement import (
     output_boxes,
     place_boxes,
 )
-
-FILL = 114
-"""Grey of every channel where there is no image."""
+from hvdyolo.ops.letterbox import FILL
 
 
 class ImageSource(Protocol):

@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hvdyolo.config import AugmentConfig, LoaderConfig
-from hvdyolo.data.augment import FILL, AugmentedSample, augment, draw_parameters
+from hvdyolo.data.augment import AugmentedSample, augment, draw_parameters
 from hvdyolo.data.format import CROWD
 from hvdyolo.data.images import ImageTooLargeError, decode, letterbox_image
 from hvdyolo.data.order import BatchPlan, SlotEntry
 from hvdyolo.data.random import Purpose, sample_generator
 from hvdyolo.data.reader import DamagedSampleError, PackedSplit
 from hvdyolo.data.work import WorkResults
-from hvdyolo.ops.letterbox import Letterbox, fit_letterbox
+from hvdyolo.ops.letterbox import FILL, Letterbox, fit_letterbox
 from hvdyolo.utils.cores import available_cores
 from hvdyolo.utils.errors import DataError
 
