@@ -41,6 +41,7 @@ EXTRAS = {
     "cluster": ["horovod==0.28.1", "mpi4py>=4.0"],
     "report": ["jinja2>=3.1", "matplotlib>=3.8"],
     "tensorboard": ["tensorboard>=2.16"],
+    "opencv": ["opencv-python-headless>=4.8"],
     "export": ["onnx>=1.16", "onnxruntime>=1.18"],
     "dev": [
         "hypothesis>=6.100",

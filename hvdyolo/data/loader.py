@@ -8,7 +8,7 @@ no gap between epochs.
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -18,10 +18,12 @@ from torch import Tensor
 from hvdyolo.config import AugmentConfig, LoaderConfig
 from hvdyolo.data.augment import AugmentedSample, augment, draw_parameters
 from hvdyolo.data.format import CROWD
-from hvdyolo.data.images import ImageTooLargeError, decode, letterbox_image
-from hvdyolo.data.order import BatchPlan, SlotEntry
+from hvdyolo.data.images import ImageTooLargeError, decode, letterbox_image, resize
+from hvdyolo.data.opencv import mirror, require_opencv, scale_colours
+from hvdyolo.data.order import RECENT, BatchPlan, SlotEntry
 from hvdyolo.data.random import Purpose, sample_generator
 from hvdyolo.data.reader import DamagedSampleError, PackedSplit
+from hvdyolo.data.render import renderer
 from hvdyolo.data.work import WorkResults
 from hvdyolo.ops.letterbox import FILL, Letterbox, fit_letterbox
 from hvdyolo.utils.cores import available_cores
@@ -46,13 +48,13 @@ class TrainBatch(Generic[MatchesT]):
     samples: tuple[int, ...]
     """Sample of each slot; of a mosaic, the one whose turn it is."""
     images: Tensor
-    """uint8 (B, H, W, 3) RGB, before colour and flip."""
+    """uint8 (B, H, W, 3) RGB."""
     weights: Tensor
     """float32 (B,): 0 where a slot only fills the epoch's last batch or its sample is damaged, else 1."""
-    flip: Tensor
-    """bool (B,): images to mirror; their labels are mirrored already."""
-    colour_gains: Tensor
-    """float32 (B, 3): factors of hue, saturation and value."""
+    flip: Tensor | None
+    """bool (B,): images to mirror; their labels are mirrored already. ``None``: so are the images."""
+    colour_gains: Tensor | None
+    """float32 (B, 3): factors of hue, saturation and value. ``None``: the images have their colours."""
     matches: tuple[MatchesT, ...]
     """What ``assign`` returned for the images in their order, a part for each worker."""
     labels: tuple[Labels, ...]
@@ -213,8 +215,8 @@ class _TrainPart(Generic[MatchesT]):
     samples: tuple[int, ...]
     images: Tensor
     weights: NDArray[np.float32]
-    flip: NDArray[np.bool_]
-    colour_gains: NDArray[np.float32]
+    flip: NDArray[np.bool_] | None
+    colour_gains: NDArray[np.float32] | None
     matches: MatchesT
     labels: tuple[Labels, ...]
     damaged: Mapping[int, str]
@@ -240,8 +242,11 @@ class _TrainImages:
     """
 
     split: PackedSplit
+    image_size: int
     max_pixels: int
     policy: Literal["raise", "skip"]
+    decoded: dict[int, NDArray[np.uint8]] | None
+    """Images that were decoded before, for the next who asks; ``None``: they are not kept."""
     damaged: dict[int, str] = field(default_factory=dict)
     """Samples that were left out, and why."""
 
@@ -249,16 +254,28 @@ class _TrainImages:
         return len(self.split)
 
     def size(self, index: int) -> tuple[int, int]:
-        return self.split.size(index)
+        """Of the image as it is handed out: larger ones come at the network's size, as in evaluation."""
+        height, width = self.split.size(index)
+        if max(height, width) <= self.image_size:
+            return height, width
+        fit = fit_letterbox(height, width, self.image_size)
+        return fit.resized_height, fit.resized_width
 
     def image(self, index: int) -> NDArray[np.uint8] | None:
+        if self.decoded is not None and (known := self.decoded.get(index)) is not None:
+            return known
         try:
-            return _decoded(self.split, index, self.max_pixels)
+            image = _decoded(self.split, index, self.max_pixels)
         except DamagedSampleError as error:
             if self.policy == "raise":
                 raise
             self.damaged[index] = str(error)
             return None
+        height, width = self.size(index)
+        image = resize(image, width, height)
+        if self.decoded is not None:
+            self.decoded[index] = image
+        return image
 
     def labels(self, index: int) -> Labels:
         # A crowd is a region, not an object: nothing to learn a box from.
@@ -281,36 +298,57 @@ class _LoadPart(Generic[MatchesT]):
     """Slots of each part."""
     first_slot: int
     """Of the rank: images are numbered from it."""
+    decoded: dict[int, NDArray[np.uint8]] = field(default_factory=dict)
+    """What the slots may mix in again."""
 
     def __call__(self, task: tuple[int, int], /) -> _TrainPart[MatchesT]:
         step, part = task
         epoch, batch = divmod(step, self.plan.batches_per_epoch)
         lanes = self.lanes[part]
         entries = self.plan.entries(epoch, batch, lanes)
-        loaded = [self._load(entry) for entry in entries]
+        images = np.empty((len(entries), self.image_size, self.image_size, 3), dtype=np.uint8)
+        loaded = [self._load(entry, image) for entry, image in zip(entries, images, strict=True)]
+        self._forget(entries)
         labels = tuple(slot.sample.labels if slot.weight else slot.sample.labels[:0] for slot in loaded)
+        on_device = self.augment.colours == "device"
+        gains = [slot.sample.colour_gains for slot in loaded]
         return _TrainPart(
             samples=tuple(entry.sample for entry in entries),
-            images=torch.from_numpy(np.stack([slot.sample.image for slot in loaded])),
+            images=torch.from_numpy(images),
             weights=np.array([slot.weight for slot in loaded], dtype=np.float32),
-            flip=np.array([slot.sample.flip for slot in loaded]),
-            colour_gains=np.stack([slot.sample.colour_gains for slot in loaded]),
+            flip=np.array([slot.sample.flip for slot in loaded]) if on_device else None,
+            colour_gains=np.array(gains, dtype=np.float32) if on_device else None,
             matches=self.assign(labels, self.image_size, self.image_size, lanes.start - self.first_slot),
             labels=labels,
             damaged={sample: reason for slot in loaded for sample, reason in slot.damaged.items()},
             skipped=sum(slot.skipped for slot in loaded),
         )
 
-    def _load(self, entry: SlotEntry) -> _LoadedSlot:
+    def _load(self, entry: SlotEntry, output: NDArray[np.uint8]) -> _LoadedSlot:
         generator = sample_generator(self.plan.seed, entry.epoch, entry.position, Purpose.AUGMENTATION)
-        images = _TrainImages(self.split, self.max_pixels, self.damaged)
+        decoded = self.decoded if self.plan.partners == "recent" else None
+        images = _TrainImages(self.split, self.image_size, self.max_pixels, self.damaged, decoded)
         parameters = draw_parameters(self.augment, entry.sample, entry.partners, generator)
-        sample = augment(images, parameters, self.image_size)
-        if entry.sample not in images.damaged:
-            return _LoadedSlot(sample, entry.weight, images.damaged, skipped=False)
-        # Its partners go too: they have turns of their own.
-        grey = replace(sample, image=np.full_like(sample.image, FILL), labels=sample.labels[:0])
-        return _LoadedSlot(grey, 0, images.damaged, skipped=entry.weight == 1)
+        sample = augment(images, parameters, renderer(self.augment.resampling), output)
+        if entry.sample in images.damaged:
+            # Its partners go too: they have turns of their own.
+            output.fill(FILL)
+            grey = replace(sample, labels=sample.labels[:0])
+            return _LoadedSlot(grey, 0, images.damaged, skipped=entry.weight == 1)
+        if self.augment.colours == "workers":
+            scale_colours(output, sample.colour_gains)
+            if sample.flip:
+                mirror(output)
+        return _LoadedSlot(sample, entry.weight, images.damaged, skipped=False)
+
+    def _forget(self, entries: Sequence[SlotEntry]) -> None:
+        """Drop the decoded images that no slot can ask for again."""
+        if not self.decoded:
+            return
+        wanted = {entry.sample for entry in entries}
+        wanted.update(entry.partners[ago] for entry in entries for ago in range(RECENT - 1))
+        for sample in self.decoded.keys() - wanted:
+            del self.decoded[sample]
 
 
 @dataclass(frozen=True)
@@ -371,14 +409,31 @@ def _join(
         samples=tuple(sample for part in parts for sample in part.samples),
         images=images[0] if len(images) == 1 else torch.cat(images),
         weights=torch.from_numpy(np.concatenate([part.weights for part in parts])),
-        flip=torch.from_numpy(np.concatenate([part.flip for part in parts])),
-        colour_gains=torch.from_numpy(np.concatenate([part.colour_gains for part in parts])),
+        flip=_concatenate([part.flip for part in parts]),
+        colour_gains=_concatenate([part.colour_gains for part in parts]),
         matches=tuple(part.matches for part in parts),
         labels=tuple(labels for part in parts for labels in part.labels),
         damaged={sample: reason for part in parts for sample, reason in part.damaged.items()},
         skipped=sum(part.skipped for part in parts),
         wait_seconds=waited,
     )
+
+
+def _concatenate(parts: Sequence[NDArray[Any] | None]) -> Tensor | None:
+    """One tensor of all parts, or ``None`` of those that have none."""
+    arrays = [part for part in parts if part is not None]
+    return torch.from_numpy(np.concatenate(arrays)) if arrays else None
+
+
+def check_packages(settings: AugmentConfig) -> None:
+    """Check that what the settings need is installed, before any worker meets it.
+
+    Raises:
+        UsageError: OpenCV is not.
+    """
+    renderer(settings.resampling)
+    if settings.colours == "workers":
+        require_opencv("augment.colours workers")
 
 
 def with_workers(settings: LoaderConfig, cores: int) -> LoaderConfig:

@@ -4,7 +4,7 @@ Nothing here depends on what was read before, so resuming needs only (seed, epoc
 is in a batch depends neither on the number of ranks nor on the number of workers.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 from hvdyolo.data.block_order import BlockOrder, Window
 from hvdyolo.data.permutation import permute, round_keys
 from hvdyolo.utils.errors import UsageError
+
+RECENT = 8
+"""Earlier batches whose samples a slot may mix in, where these are to be recent ones."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class SlotEntry:
     epoch: int
     position: int
     """Place in the epoch; with the epoch, the key of all of the slot's random draws."""
-    partners: range | Window
+    partners: range | Window | tuple[int, ...]
     """Samples that may be mixed into it, as in a mosaic."""
 
 
@@ -54,6 +57,9 @@ class BatchPlan:
     In the order ``exact`` any position may hold any sample, and so may any mosaic: positions past the
     last sample start over at the first. In the order ``block`` each slot is a lane that reads runs
     of neighbouring samples (:class:`BlockOrder`) and mixes only samples of one window of it.
+
+    With partners ``recent``, a slot mixes in what it held in the last :data:`RECENT` batches, so that a
+    worker, which has the same slots of every batch, need not decode it again.
     """
 
     samples: int
@@ -61,6 +67,7 @@ class BatchPlan:
     """Images of a batch over all ranks together."""
     seed: int
     order: Literal["exact", "block"] = "exact"
+    partners: Literal["any", "recent"] = "any"
 
     def __post_init__(self) -> None:
         if self.samples < 1:
@@ -90,6 +97,20 @@ class BatchPlan:
 
     def entries(self, epoch: int, batch: int, slots: range) -> list[SlotEntry]:
         """What the given slots of a batch hold."""
+        entries = self._entries(epoch, batch, slots)
+        if self.partners == "any":
+            return entries
+        recent = self._recent(epoch, batch, slots)
+        return [replace(entry, partners=partners) for entry, partners in zip(entries, recent, strict=True)]
+
+    def _recent(self, epoch: int, batch: int, slots: range) -> list[tuple[int, ...]]:
+        """What each slot held in the batches before, the last first; before the first come epoch 0's last."""
+        steps = (epoch * self.batches_per_epoch + batch - ago for ago in range(1, RECENT + 1))
+        before = (divmod(step, self.batches_per_epoch) for step in steps)
+        held = [self._entries(max(epoch, 0), batch, slots) for epoch, batch in before]
+        return [tuple(entry.sample for entry in entries) for entries in zip(*held, strict=True)]
+
+    def _entries(self, epoch: int, batch: int, slots: range) -> list[SlotEntry]:
         if self.order == "block":
             return self._block_entries(epoch, batch, slots)
         return self._exact_entries(epoch, batch, slots)

@@ -5,8 +5,9 @@ Three frames, all continuous with pixel i covering i … i + 1:
 - the *canvas* the sample is laid out on before the affine: size x size for a letterboxed image,
   twice that for a mosaic;
 - the *view*: the canvas zoomed and shifted, cut to what the output shows. Source images go into it
-  by scaling alone, each in one resampling; without rotation and shear it is the output;
-- the *output*, size x size: the view under rotation and shear.
+  by scaling alone, each in one resampling; without rotation and shear it is the output. Where the
+  whole affine is to happen at once, as it was published, the view has the canvas's own scale;
+- the *output*, size x size: the view under rotation and shear, and the zoom if the view has none.
 """
 
 import math
@@ -56,29 +57,43 @@ class Affine:
 
 @dataclass(frozen=True)
 class View:
-    """The part of the zoomed canvas that the output shows, and the way from there to the output."""
+    """The part of the canvas that the output shows, and the way from there to the output."""
 
     width: int
     height: int
+    zoom: float
+    """View pixels a canvas pixel."""
     origin: tuple[float, float]
     """Of the view, in zoomed canvas coordinates about the canvas centre."""
     to_output: NDArray[np.float64] | None
     """(2, 3) on (x, y, 1), or none where the view is the output."""
+    magnification: float
+    """Output pixels a view pixel, before rotation and shear."""
 
     @staticmethod
-    def of(affine: Affine, size: int) -> "View":
-        """The smallest view that covers the whole output."""
-        target = np.array([affine.centre_x * size, affine.centre_y * size])
+    def zoomed(affine: Affine, size: int) -> "View":
+        """At the output's scale: the smallest that covers the whole output."""
         if affine.rotation == affine.shear_x == affine.shear_y == 0:
-            return View(size, size, (-target[0].item(), -target[1].item()), None)
-        turn = affine.turn
-        corners = np.array([[0, 0], [size, 0], [0, size], [size, size]], dtype=np.float64) - target
-        seen = corners @ np.linalg.inv(turn).T
-        # Interpolation reads a neighbour further than the corners.
-        first = np.floor(seen.min(0)) - 2
-        width, height = (np.ceil(seen.max(0)) + 2 - first).astype(int).tolist()
-        to_output = np.column_stack([turn, target + turn @ first])
-        return View(width, height, (first[0].item(), first[1].item()), to_output)
+            origin = (-affine.centre_x * size, -affine.centre_y * size)
+            return View(size, size, affine.zoom, origin, None, 1.0)
+        return _view(affine, size, zoom=affine.zoom, magnification=1.0)
+
+    @staticmethod
+    def unzoomed(affine: Affine, size: int) -> "View":
+        """At the canvas's scale."""
+        return _view(affine, size, zoom=1.0, magnification=affine.zoom)
+
+
+def _view(affine: Affine, size: int, zoom: float, magnification: float) -> View:
+    matrix = magnification * affine.turn
+    target = np.array([affine.centre_x * size, affine.centre_y * size])
+    corners = np.array([[0, 0], [size, 0], [0, size], [size, size]], dtype=np.float64) - target
+    seen = corners @ np.linalg.inv(matrix).T
+    # Interpolation reads a neighbour further than the corners.
+    first = np.floor(seen.min(0)) - 2
+    width, height = (np.ceil(seen.max(0)) + 2 - first).astype(int).tolist()
+    to_output = np.column_stack([matrix, target + matrix @ first])
+    return View(width, height, zoom, (first[0].item(), first[1].item()), to_output, magnification)
 
 
 @dataclass(frozen=True)
@@ -119,10 +134,10 @@ class Tile:
         return self.across.visible and self.down.visible
 
 
-def letterbox_tile(height: int, width: int, size: int, affine: Affine, view: View) -> Tile:
+def letterbox_tile(height: int, width: int, size: int, view: View) -> Tile:
     """The tile of a single letterboxed image."""
     fit = fit_letterbox(height, width, size)
-    return _tile(height, width, fit, fit.pad_left, fit.pad_top, size, affine.zoom, view)
+    return _tile(height, width, fit, fit.pad_left, fit.pad_top, size, view)
 
 
 def mosaic_tiles(
@@ -130,7 +145,6 @@ def mosaic_tiles(
     centre_x: int,
     centre_y: int,
     size: int,
-    affine: Affine,
     view: View,
 ) -> list[Tile]:
     """Four images around a pixel corner of the canvas, each with its corner there.
@@ -142,24 +156,15 @@ def mosaic_tiles(
         fit = fit_letterbox(height, width, size)
         left = centre_x if right else centre_x - fit.resized_width
         top = centre_y if below else centre_y - fit.resized_height
-        tiles.append(_tile(height, width, fit, left, top, 2 * size, affine.zoom, view))
+        tiles.append(_tile(height, width, fit, left, top, 2 * size, view))
     return tiles
 
 
-def _tile(
-    height: int,
-    width: int,
-    fit: Letterbox,
-    left: int,
-    top: int,
-    canvas: int,
-    zoom: float,
-    view: View,
-) -> Tile:
+def _tile(height: int, width: int, fit: Letterbox, left: int, top: int, canvas: int, view: View) -> Tile:
     """An image at its letterbox scale, its corner at (``left``, ``top``) of the canvas."""
     return Tile(
-        _span(width, fit.resized_width, left, canvas, zoom, view.origin[0], view.width),
-        _span(height, fit.resized_height, top, canvas, zoom, view.origin[1], view.height),
+        _span(width, fit.resized_width, left, canvas, view.zoom, view.origin[0], view.width),
+        _span(height, fit.resized_height, top, canvas, view.zoom, view.origin[1], view.height),
     )
 
 
@@ -206,7 +211,7 @@ def output_boxes(
         turned = corners @ view.to_output[:, :2].T + view.to_output[:, 2]
         moved = np.concatenate([turned.min(1), turned.max(1)], axis=1)
     moved = moved.clip(0, size)
-    return moved, worth_learning(placed_xyxy, moved)
+    return moved, worth_learning(placed_xyxy * view.magnification, moved)
 
 
 def worth_learning(before_xyxy: NDArray[np.floating], after_xyxy: NDArray[np.floating]) -> NDArray[np.bool_]:

@@ -72,13 +72,16 @@ class Learner:
         self.step += 1
         return losses
 
+    def _moved(self, tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else tensor.to(self.device)
+
     def _accumulate(self, micro_batch: MicroBatch, counts: StepCounts) -> Tensor:
         """Add one batch's share of the step's gradient."""
         batch = micro_batch.batch
         images = prepare_images(
             batch.images.to(self.device),
-            batch.flip.to(self.device),
-            batch.colour_gains.to(self.device),
+            self._moved(batch.flip),
+            self._moved(batch.colour_gains),
             dtype=next(self.model.parameters()).dtype,
         )
         levels = self.model(images)  # per level (B, 3, H, W, 5 + classes)

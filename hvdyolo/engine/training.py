@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from hvdyolo.config import Config
-from hvdyolo.data.loader import TrainLoader, with_workers
+from hvdyolo.data.loader import TrainLoader, check_packages, with_workers
 from hvdyolo.data.manifest import read_manifest
 from hvdyolo.data.order import BatchPlan
 from hvdyolo.data.reader import PackedSplit
@@ -87,6 +87,7 @@ def check(config: Config, data: Path, stage: str | None, job: Job) -> Inputs:
         check_image_size("evaluation.image_size", config.evaluation.image_size, model)
     if config.model.weights is not None and not Path(config.model.weights).is_file():
         raise UsageError(f"model.weights: there is no file {config.model.weights}.")
+    check_packages(config.augment)
     shards = local_shards(data, ("train", "val"), stage, lambda: job.beacon.beat("stage", 0))
     training = PackedSplit(data, "train", verify=config.loader.verify, shards=shards)
     validation = PackedSplit(data, "val", verify=config.loader.verify, shards=shards)
@@ -95,6 +96,7 @@ def check(config: Config, data: Path, stage: str | None, job: Job) -> Inputs:
         batch=config.train.batch,
         seed=config.train.seed,
         order=config.loader.order,
+        partners=config.augment.partners,
     )
     return Inputs(training, validation, plan)
 

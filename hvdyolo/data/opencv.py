@@ -1,0 +1,80 @@
+"""What OpenCV does for training samples where it is installed and asked for: several times as fast as others.
+
+It is an extra. What a setting does must not depend on what happens to be installed, so settings name it and
+:func:`require_opencv` refuses them without it.
+"""
+
+import importlib
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hvdyolo.ops.letterbox import FILL
+from hvdyolo.utils.errors import UsageError
+
+Pixels = NDArray[np.uint8]
+
+# OpenCV stores hue in steps of 2 degrees, to fit a byte.
+_HUES = 180
+
+
+def require_opencv(setting: str) -> None:
+    """Refuse a setting that needs OpenCV where there is none.
+
+    Raises:
+        UsageError: says how to install it.
+    """
+    try:
+        _opencv()
+    except ImportError as error:
+        raise UsageError(
+            f"{setting} needs OpenCV, which cannot be imported ({error}): pip install 'hvdyolo[opencv]'."
+        ) from None
+
+
+def resize_bilinear(image: Pixels, target: Pixels) -> None:
+    """Fill ``target`` (h, w, 3) with ``image`` (H, W, 3), between the two nearest pixels each way."""
+    if image.shape == target.shape:
+        target[...] = image
+        return
+    height, width = target.shape[:2]
+    _opencv().resize(image, (width, height), dst=target)
+
+
+def warp_bilinear(image: Pixels, to_target: NDArray[np.float64], target: Pixels) -> None:
+    """Fill ``target`` (h, w, 3) with ``image`` under an affine map, grey where there is nothing.
+
+    ``to_target``, (2, 3) on (x, y, 1), has pixel i cover i … i + 1; OpenCV has its centre at i.
+    """
+    centred = to_target.copy()
+    centred[:, 2] += to_target[:, :2] @ [0.5, 0.5] - 0.5
+    height, width = target.shape[:2]
+    _opencv().warpAffine(image, centred, (width, height), dst=target, borderValue=(FILL, FILL, FILL))
+
+
+def scale_colours(image: Pixels, gains: tuple[float, float, float]) -> None:
+    """Multiply hue, saturation and value of (H, W, 3) RGB in place, in steps of a byte."""
+    cv2 = _opencv()
+    converted = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
+    planes = cv2.split(converted)
+    steps = np.arange(256)
+    tables = (steps * gains[0] % _HUES, (steps * gains[1]).clip(0, 255), (steps * gains[2]).clip(0, 255))
+    for plane, table in zip(planes, tables, strict=True):
+        cv2.LUT(plane, table.astype(np.uint8), dst=plane)
+    cv2.merge(planes, dst=converted)
+    cv2.cvtColor(converted, cv2.COLOR_HSV2RGB, dst=image)
+
+
+def mirror(image: Pixels) -> None:
+    """Reverse the rows of (H, W, 3) in place."""
+    _opencv().flip(image, 1, dst=image)
+
+
+@cache
+def _opencv() -> Any:
+    """The module, imported when first needed: a fifth of a second that most jobs do not need."""
+    cv2 = importlib.import_module("cv2")
+    cv2.setNumThreads(1)  # loader workers are many
+    return cv2

@@ -1,0 +1,98 @@
+"""How the pixels of an augmented sample are made from those of its source images."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch.nn.functional import interpolate
+
+from hvdyolo.data.opencv import require_opencv, resize_bilinear, warp_bilinear
+from hvdyolo.data.placement import Affine, Tile, View
+from hvdyolo.ops.letterbox import FILL
+
+Pixels = NDArray[np.uint8]
+Resampling = Literal["triangle", "bilinear", "exact"]
+
+
+@dataclass(frozen=True)
+class Renderer:
+    """One way to resample.
+
+    Attributes:
+        view: of an affine and the output's size.
+        resize: fills its second argument (h, w, 3) with its first (H, W, 3).
+        warp: fills its third argument (h, w, 3) with its first (H, W, 3) under a map (2, 3) between them.
+    """
+
+    view: Callable[[Affine, int], View]
+    resize: Callable[[Pixels, Pixels], None]
+    warp: Callable[[Pixels, NDArray[np.float64], Pixels], None]
+
+    def canvas(self, view: View, output: Pixels) -> Pixels:
+        """Grey pixels of the view: ``output`` itself where it is the view."""
+        pixels = output if view.to_output is None else np.empty((view.height, view.width, 3), dtype=np.uint8)
+        pixels.fill(FILL)
+        return pixels
+
+    def draw(self, canvas: Pixels, image: Pixels, tile: Tile) -> None:
+        """Resample the visible part of ``image`` into its place."""
+        across, down = tile.across, tile.down
+        self.resize(
+            image[down.first : down.last, across.first : across.last],
+            canvas[down.start : down.stop, across.start : across.stop],
+        )
+
+    def finish(self, canvas: Pixels, view: View, output: Pixels) -> None:
+        """From the view to the output."""
+        if view.to_output is not None:
+            self.warp(canvas, view.to_output, output)
+
+
+def renderer(resampling: Resampling) -> Renderer:
+    """The renderer of a setting.
+
+    - ``triangle`` resamples each image once, anti-aliased, into its place in the output.
+    - ``bilinear`` does so without anti-aliasing: an image of the network's size is shrunk to half at most.
+    - ``exact`` does as published: images at the network's size on a canvas, and one warp of that.
+
+    Raises:
+        UsageError: it needs OpenCV, which is not there.
+    """
+    if resampling == "triangle":
+        return Renderer(View.zoomed, _resize_triangle, _warp_pillow)
+    require_opencv(f"augment.resampling {resampling}")
+    if resampling == "bilinear":
+        return Renderer(View.zoomed, resize_bilinear, warp_bilinear)
+    return Renderer(View.unzoomed, _resize_triangle, warp_bilinear)
+
+
+def _resize_triangle(image: Pixels, target: Pixels) -> None:
+    """The pixels that Pillow's bilinear resize gives, a few in a thousand 1 off.
+
+    The same anti-aliased triangle filter in 8-bit arithmetic, in a quarter of the time.
+    """
+    if image.shape == target.shape:
+        target[...] = image
+        return
+    if not image.flags.writeable:
+        image = image.copy()  # torch warns otherwise
+    batch = torch.from_numpy(image).permute(2, 0, 1)[None]
+    resized = interpolate(batch, target.shape[:2], mode="bilinear", antialias=True)
+    target[...] = resized[0].permute(1, 2, 0).numpy()
+
+
+def _warp_pillow(image: Pixels, to_target: NDArray[np.float64], target: Pixels) -> None:
+    from_target = np.linalg.inv(np.vstack([to_target, [0.0, 0.0, 1.0]]))
+    height, width = target.shape[:2]
+    warped = Image.fromarray(image).transform(
+        (width, height),
+        Image.Transform.AFFINE,
+        from_target[:2].ravel().tolist(),
+        resample=Image.Resampling.BILINEAR,
+        fillcolor=(FILL, FILL, FILL),
+    )
+    target[...] = np.asarray(warped)
