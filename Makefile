@@ -45,7 +45,6 @@ format: env ## let ruff format the Python files
 	@$(BIN)/ruff check --fix .
 
 bench-data: env ## what is claimed of packing, order, checksums and augmentation, measured: about 10 minutes
-	@$(BIN)/python -m pip install --quiet --no-deps -r requirements/bench.txt
 	@$(AS_ROOT) scripts/bench_data.sh
 
 wheelhouse: env ## collect every wheel for a site without internet

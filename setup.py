@@ -47,6 +47,7 @@ EXTRAS = {
         "hypothesis>=6.100",
         "import-linter>=2.1",
         "mypy>=1.13",
+        "opencv-python-headless>=4.8",
         "pytest>=8.0",
         "pytest-timeout>=2.3",
         "pytest-xdist>=3.6",

@@ -16,6 +16,7 @@ measure() {
 measure data_order.py
 measure data_verify.py
 measure data_augment.py
+measure data_workers.py
 measure data_pack.py --work "$work/pack"
 measure data_scale.py --work "$work/scale"
 exit "$status"

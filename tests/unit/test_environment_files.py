@@ -95,9 +95,7 @@ def test_pins_satisfy_what_setup_declares(declared: dict[str, Any], python: str)
 
 def test_indirect_dependencies_are_pinned_too() -> None:
     pinned = pins(f"{sys.version_info.major}.{sys.version_info.minor}")
-    # make bench-data alone installs these, without dependencies.
-    for_benchmarks = {canonicalize_name(requirement.name) for requirement in read_requirements("bench")}
-    for name in pinned.keys() - for_benchmarks:
+    for name in pinned:
         try:
             needed = map(Requirement, requires(name) or [])
         except PackageNotFoundError:

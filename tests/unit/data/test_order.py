@@ -4,6 +4,7 @@ import itertools
 import json
 import tracemalloc
 from collections import Counter
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hvdyolo.data.order import BatchPlan, EpochOrder, SlotEntry
+from hvdyolo.data.order import RECENT, BatchPlan, EpochOrder, SlotEntry
 from hvdyolo.utils.errors import UsageError
 
 SEEDS = st.integers(0, 2**63 - 1)
@@ -213,3 +214,22 @@ def test_more_ranks_than_images_is_a_users_mistake() -> None:
 def test_an_empty_split_or_batch_is_a_users_mistake(samples: int, batch: int) -> None:
     with pytest.raises(UsageError):
         BatchPlan(samples, batch, seed=0)
+
+
+@both_orders
+@given(data=st.data())
+@settings(max_examples=50)
+def test_recent_partners_are_what_the_slot_held(kind: Order, data: Any) -> None:
+    plan = replace(data.draw(plans(kind)), partners="recent")
+    alone = replace(plan, partners="any")
+    # Two epochs, so that some slots look back over their border.
+    steps = [batch for epoch in (0, 1) for batch in batches(alone, epoch)]
+    last_of_first = steps[: plan.batches_per_epoch]
+    number = data.draw(st.integers(0, len(steps) - 1))
+    for slot, entry in enumerate(plan.entries(*divmod(number, plan.batches_per_epoch), range(plan.batch))):
+        assert replace(entry, partners=()) == replace(steps[number][slot], partners=())
+        before = [
+            steps[number - ago] if number >= ago else last_of_first[(number - ago) % plan.batches_per_epoch]
+            for ago in range(1, RECENT + 1)
+        ]
+        assert entry.partners == tuple(batch[slot].sample for batch in before)

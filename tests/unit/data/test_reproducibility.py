@@ -22,6 +22,8 @@ EPOCHS = 6
 BATCH = 8
 # Most slots are mosaics and all are turned: every kind of draw shows in the pixels.
 AUGMENT = AugmentConfig(mosaic=0.8, degrees=10.0, shear=3.0)
+EXACT = replace(AUGMENT, resampling="exact", colours="workers")
+CACHED = replace(AUGMENT, resampling="bilinear", partners="recent", colours="workers")
 ASSIGN = Assigner((8, 16, 32), np.full((3, 3, 2), 16, dtype=np.float32), 4.0)
 Digest = str
 
@@ -32,6 +34,7 @@ class Stream:
 
     split: PackedSplit
     plan: BatchPlan
+    augment: AugmentConfig
 
     def __len__(self) -> int:
         return EPOCHS * self.plan.batches_per_epoch
@@ -52,7 +55,7 @@ class Stream:
             self.split,
             self.plan,
             LoaderConfig(image_size=64, workers=workers),
-            AUGMENT,
+            self.augment,
             ASSIGN,
             rank=rank,
             size=ranks,
@@ -64,25 +67,59 @@ class Stream:
             return [slot_digests(loaded) for loaded in itertools.islice(loader, batches)]
 
 
+@dataclass
+class _CountingSplit:
+    """A split that counts its reads."""
+
+    split: PackedSplit
+    reads: int = 0
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.split, name)
+
+    def read(self, index: int) -> bytes:
+        self.reads += 1
+        return self.split.read(index)
+
+
 def slot_digests(batch: TrainBatch[Any]) -> list[Digest]:
     digests = []
     for slot, sample in enumerate(batch.samples):
         digest = hashlib.sha256(f"{batch.epoch} {batch.index} {sample}".encode())
         for tensor in (batch.weights, batch.flip, batch.colour_gains, batch.images):
-            digest.update(tensor[slot].numpy().tobytes())
+            if tensor is not None:
+                digest.update(tensor[slot].numpy().tobytes())
         digest.update(batch.labels[slot].tobytes())
         digests.append(digest.hexdigest())
     return digests
 
 
-@pytest.fixture(params=["exact", "block"])
+STREAMS: dict[str, tuple[Literal["exact", "block"], AugmentConfig]] = {
+    "exact order": ("exact", AUGMENT),
+    "block order": ("block", AUGMENT),
+    "exact pixels": ("exact", EXACT),
+    "cached": ("exact", CACHED),
+    "cached in block order": ("block", CACHED),
+}
+
+
+@pytest.fixture
 def stream(packed: Callable[..., Any], request: pytest.FixtureRequest) -> Stream:
     # 10 batches an epoch; 6 slots of the last only fill it.
     split = PackedSplit(packed(shards=2, each=37).root, "train")
-    order: Literal["exact", "block"] = request.param
-    return Stream(split, BatchPlan(len(split), BATCH, seed=11, order=order))
+    order, augment = STREAMS[request.param]
+    plan = BatchPlan(len(split), BATCH, seed=11, order=order, partners=augment.partners)
+    return Stream(split, plan, augment)
 
 
+every_stream = pytest.mark.parametrize("stream", STREAMS, indirect=True)
+cached_streams = pytest.mark.parametrize("stream", ["cached", "cached in block order"], indirect=True)
+
+
+@every_stream
 def test_an_epoch_is_the_same_for_any_workers_and_ranks(stream: Stream) -> None:
     start_worker_server()  # else each worker would import torch for itself
     epoch = stream.plan.batches_per_epoch
@@ -92,6 +129,7 @@ def test_an_epoch_is_the_same_for_any_workers_and_ranks(stream: Stream) -> None:
         assert stream.digests(ranks, workers, batches=epoch) == alone, f"{ranks} ranks, {workers} workers"
 
 
+@every_stream
 def test_a_stream_that_is_killed_goes_on_as_if_it_had_not_been(stream: Stream) -> None:
     whole = stream.digests()
     assert len(whole) == len(stream)
@@ -103,9 +141,20 @@ def test_a_stream_that_is_killed_goes_on_as_if_it_had_not_been(stream: Stream) -
         assert stream.digests(ranks, workers, start) == whole[start:], f"from batch {start}"
 
 
+@every_stream
 def test_seed_and_order_change_what_is_seen(stream: Stream) -> None:
     (first,) = stream.digests(batches=1)
     other_order: Literal["exact", "block"] = "block" if stream.plan.order == "exact" else "exact"
     for plan in (replace(stream.plan, seed=12), replace(stream.plan, order=other_order)):
-        (other,) = Stream(stream.split, plan).digests(batches=1)
+        (other,) = replace(stream, plan=plan).digests(batches=1)
         assert not {*other} & {*first}
+
+
+@cached_streams
+def test_kept_images_save_decoding(stream: Stream) -> None:
+    split = _CountingSplit(stream.split)
+    counted = replace(stream, split=split)  # type: ignore[arg-type]  # it is used as one
+    assert counted.digests() == stream.digests()
+    turns = len(stream) * BATCH
+    # Some never show; those of the first batches' partners come on top.
+    assert turns / 2 < split.reads < turns * 1.2
