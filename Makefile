@@ -20,12 +20,14 @@ PYTEST ?=
 JOBS ?= 2
 # make demo IMAGES=120
 IMAGES ?=
+# make study-augment WORK=/scratch/study
+WORK ?= study
 
-.PHONY: help env demo test lint format bench-data wheelhouse clean
+.PHONY: help env demo test lint format bench-data study-augment wheelhouse clean
 .DEFAULT_GOAL := help
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 env: ## make or repair .venv, which holds everything
 	@scripts/make_env.sh
@@ -46,6 +48,9 @@ format: env ## let ruff format the Python files
 
 bench-data: env ## what is claimed of packing, order, checksums and augmentation, measured: about 10 minutes
 	@$(AS_ROOT) scripts/bench_data.sh
+
+study-augment: env ## what faster ways to make training samples cost in AP: some hours, and resumes
+	@$(AS_ROOT) $(BIN)/python benchmarks/study_augment.py --work $(WORK)
 
 wheelhouse: env ## collect every wheel for a site without internet
 	@scripts/wheelhouse.sh
