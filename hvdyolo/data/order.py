@@ -5,6 +5,7 @@ is in a batch depends neither on the number of ranks nor on the number of worker
 """
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -107,8 +108,8 @@ class BatchPlan:
         """What each slot held in the batches before, the last first; before the first come epoch 0's last."""
         steps = (epoch * self.batches_per_epoch + batch - ago for ago in range(1, RECENT + 1))
         before = (divmod(step, self.batches_per_epoch) for step in steps)
-        held = [self._entries(max(epoch, 0), batch, slots) for epoch, batch in before]
-        return [tuple(entry.sample for entry in entries) for entries in zip(*held, strict=True)]
+        held = [_held(self, max(epoch, 0), batch, slots) for epoch, batch in before]
+        return list(zip(*held, strict=True))
 
     def _entries(self, epoch: int, batch: int, slots: range) -> list[SlotEntry]:
         if self.order == "block":
@@ -129,3 +130,9 @@ class BatchPlan:
             SlotEntry(turn.sample, int(turn.counts), epoch, batch * self.batch + slot, turn.window)
             for turn, slot in zip(turns, slots, strict=True)
         ]
+
+
+@lru_cache(maxsize=2 * RECENT)  # the next batch asks for all of these but one again
+def _held(plan: BatchPlan, epoch: int, batch: int, slots: range) -> tuple[int, ...]:
+    """The samples of some slots of a batch."""
+    return tuple(entry.sample for entry in plan._entries(epoch, batch, slots))
