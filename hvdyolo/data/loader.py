@@ -17,6 +17,7 @@ from torch import Tensor
 
 from hvdyolo.config import AugmentConfig, LoaderConfig
 from hvdyolo.data.augment import AugmentedSample, augment, draw_parameters
+from hvdyolo.data.buffers import SharedImages
 from hvdyolo.data.format import CROWD
 from hvdyolo.data.images import ImageTooLargeError, decode, letterbox_image, resize
 from hvdyolo.data.opencv import mirror, require_opencv, scale_colours
@@ -136,8 +137,13 @@ class TrainLoader(Generic[MatchesT]):
         """Load in order. One iteration at a time: a new one ends the last one's workers."""
         self.close()
         tasks = ((step, part) for step in self._steps for part in range(self._parts))
-        self._results = WorkResults(self._work, tasks, workers=self.workers, prefetch=self._prefetch)
-        return self._batches(self._results)
+        work = self._work if self.workers == 0 else replace(self._work, shared=self._allocate())
+        self._results = WorkResults(work, tasks, workers=self.workers, prefetch=self._prefetch)
+        return self._batches(self._results, work.shared)
+
+    def _allocate(self) -> SharedImages:
+        slots = max(len(lanes) for lanes in self._work.lanes)
+        return SharedImages.allocate(self.workers, self._prefetch, slots, self._work.image_size)
 
     def __enter__(self) -> "TrainLoader[MatchesT]":
         return self
@@ -151,14 +157,15 @@ class TrainLoader(Generic[MatchesT]):
             self._results.close()
 
     def _batches(
-        self, results: "WorkResults[tuple[int, int], _TrainPart[MatchesT]]"
+        self, results: "WorkResults[tuple[int, int], _TrainPart[MatchesT]]", shared: SharedImages | None
     ) -> Iterator[TrainBatch[MatchesT]]:
         try:
             for step in self._steps:
                 asked = time.perf_counter()
                 parts = [next(results) for _ in range(self._parts)]
                 waited = time.perf_counter() - asked
-                yield _join(parts, *divmod(step, self._plan.batches_per_epoch), waited)
+                images = _images(parts, shared, step)
+                yield _join(parts, images, *divmod(step, self._plan.batches_per_epoch), waited)
         finally:
             results.close()
 
@@ -210,10 +217,11 @@ class EvaluationLoader:
 
 @dataclass(frozen=True, eq=False)
 class _TrainPart(Generic[MatchesT]):
-    """What one worker loads of a batch; small but for the images, which go by shared memory."""
+    """What one worker loads of a batch."""
 
     samples: tuple[int, ...]
-    images: Tensor
+    images: Tensor | None
+    """``None``: they are in the memory that the worker shares with its rank."""
     weights: NDArray[np.float32]
     flip: NDArray[np.bool_] | None
     colour_gains: NDArray[np.float32] | None
@@ -298,6 +306,8 @@ class _LoadPart(Generic[MatchesT]):
     """Slots of each part."""
     first_slot: int
     """Of the rank: images are numbered from it."""
+    shared: SharedImages | None = None
+    """Where a worker leaves its images."""
     decoded: dict[int, NDArray[np.uint8]] = field(default_factory=dict)
     """What the slots may mix in again."""
 
@@ -306,15 +316,18 @@ class _LoadPart(Generic[MatchesT]):
         epoch, batch = divmod(step, self.plan.batches_per_epoch)
         lanes = self.lanes[part]
         entries = self.plan.entries(epoch, batch, lanes)
-        images = np.empty((len(entries), self.image_size, self.image_size, 3), dtype=np.uint8)
-        loaded = [self._load(entry, image) for entry, image in zip(entries, images, strict=True)]
+        if self.shared is None:
+            images = torch.empty((len(entries), self.image_size, self.image_size, 3), dtype=torch.uint8)
+        else:
+            images = self.shared.batch(part, step, len(entries))
+        loaded = [self._load(entry, image) for entry, image in zip(entries, images.numpy(), strict=True)]
         self._forget(entries)
         labels = tuple(slot.sample.labels if slot.weight else slot.sample.labels[:0] for slot in loaded)
         on_device = self.augment.colours == "device"
         gains = [slot.sample.colour_gains for slot in loaded]
         return _TrainPart(
             samples=tuple(entry.sample for entry in entries),
-            images=torch.from_numpy(images),
+            images=images if self.shared is None else None,
             weights=np.array([slot.weight for slot in loaded], dtype=np.float32),
             flip=np.array([slot.sample.flip for slot in loaded]) if on_device else None,
             colour_gains=np.array(gains, dtype=np.float32) if on_device else None,
@@ -399,15 +412,23 @@ def _decoded(split: PackedSplit, index: int, max_pixels: int) -> NDArray[np.uint
     return image
 
 
+def _images(parts: "Sequence[_TrainPart[MatchesT]]", shared: SharedImages | None, step: int) -> Tensor:
+    """The images of all parts; where these are shared, a copy, for the workers go on to fill that memory."""
+    if shared is not None:
+        return torch.cat([shared.batch(part, step, len(each.samples)) for part, each in enumerate(parts)])
+    (alone,) = parts
+    assert alone.images is not None
+    return alone.images
+
+
 def _join(
-    parts: "Sequence[_TrainPart[MatchesT]]", epoch: int, index: int, waited: float
+    parts: "Sequence[_TrainPart[MatchesT]]", images: Tensor, epoch: int, index: int, waited: float
 ) -> TrainBatch[MatchesT]:
-    images = [part.images for part in parts]
     return TrainBatch(
         epoch=epoch,
         index=index,
         samples=tuple(sample for part in parts for sample in part.samples),
-        images=images[0] if len(images) == 1 else torch.cat(images),
+        images=images,
         weights=torch.from_numpy(np.concatenate([part.weights for part in parts])),
         flip=_concatenate([part.flip for part in parts]),
         colour_gains=_concatenate([part.colour_gains for part in parts]),
