@@ -286,8 +286,8 @@ def test_interrupt_ends_what_was_started(tmp_path: Path, number: signal.Signals)
     process = subprocess.Popen(
         ["bash", "-c", script],
         start_new_session=True,
-        # Under nohup SIGINT comes down ignored, and bash cannot trap it then.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        # A background job and nohup hand it down ignored, and bash cannot trap it then.
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
     )
     pids = wait_for_pids(log)
     process.send_signal(number)
