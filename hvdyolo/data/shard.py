@@ -1,5 +1,6 @@
 """Opening a shard: everything in it but the images, checked before it is believed."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,8 @@ def read_shard(root: Path, record: ShardRecord, classes: int) -> Shard:
         with h5py.File(path, "r", locking=False) as file:
             _check_attributes(file, path, record)
             _check_structure(file, path, record)
-            return _read(file, path, record, classes)
+            columns = {name: file[name][()] for name in DATASETS if name != "data"}
+            return check_columns(columns, path, record, classes)
     except (HvdyoloError, MemoryError):
         raise
     except Exception as error:
@@ -153,8 +155,15 @@ def _check_structure(file: h5py.File, path: Path, record: ShardRecord) -> None:
         raise DataError(f"{path}: /data is not where the manifest says.")
 
 
-def _read(file: h5py.File, path: Path, record: ShardRecord, classes: int) -> Shard:
-    index = file["index"][()]
+def check_columns(
+    columns: Mapping[str, NDArray[Any]], path: Path, record: ShardRecord, classes: int
+) -> Shard:
+    """A shard from its datasets, without ``data``, which are of the right types and shapes.
+
+    Raises:
+        DataError: they contradict the manifest, each other or themselves; names ``path``.
+    """
+    index = columns["index"]
     _check_index(index, path, record)
     shard = Shard(
         path=path,
@@ -165,11 +174,11 @@ def _read(file: h5py.File, path: Path, record: ShardRecord, classes: int) -> Sha
         source_sizes=_column(np.stack([index["source_height"], index["source_width"]], 1), np.int32),
         sample_ids=_column(index["sample_id"], np.int64),
         codecs=_column(index["codec"], np.uint8),
-        labels=_column(file["labels"][()], np.float32),
-        label_flags=_column(file["label_flags"][()], np.uint8),
-        label_ptr=_column(file["label_ptr"][()], np.int64),
-        names=file["names"][()].tobytes(),
-        name_ptr=_column(file["name_ptr"][()], np.int64),
+        labels=_column(columns["labels"], np.float32),
+        label_flags=_column(columns["label_flags"], np.uint8),
+        label_ptr=_column(columns["label_ptr"], np.int64),
+        names=columns["names"].tobytes(),
+        name_ptr=_column(columns["name_ptr"], np.int64),
     )
     for what, pointers, total in (
         ("label_ptr", shard.label_ptr, len(shard.labels)),

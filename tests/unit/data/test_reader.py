@@ -175,7 +175,7 @@ def test_an_unknown_split_is_wrong_usage_and_tells_which_there_are(packed: Build
 
 
 def test_an_empty_split_is_refused(tmp_path: Path) -> None:
-    write_manifest(build_manifest("0" * 32, ("cat",), {"val": []}, {}), tmp_path)
+    write_manifest(build_manifest("0" * 32, ("cat",), {"val": []}, {}, {}), tmp_path)
     with pytest.raises(DataError, match=r"'val' .* is empty"):
         PackedSplit(tmp_path, "val")
 
@@ -183,5 +183,6 @@ def test_an_empty_split_is_refused(tmp_path: Path) -> None:
 def test_shards_swapped_between_datasets_are_noticed(packed: Build, tmp_path: Path) -> None:
     data = packed(shards=2, each=4)
     shutil.copy(data.root / data.records[1].file, data.root / data.records[0].file)
-    with pytest.raises(DataError):
-        PackedSplit(data.root, "train")
+    for index in range(4):
+        with pytest.raises(DataError, match=r"00000-of-00002\.h5.* is damaged"):
+            PackedSplit(data.root, "train").read(index)

@@ -39,7 +39,7 @@ def test_everything_that_is_damaged_is_found_in_one_go(packed: Build) -> None:
     damage(files[1], 20)
     files[3].unlink()
     problems = list(find_problems(data.root))
-    assert [problem.shard for problem in problems] == [
+    assert [problem.file for problem in problems] == [
         files[0].name,
         files[0].name,
         files[1].name,
