@@ -1,14 +1,14 @@
-"""Starting on ten million samples: what the ranks of a node and their loader workers take for the index alone.
+"""Starting on ten million samples: what the ranks of a node and their loader workers take for the index.
 
 Simulated: one shard of 256 MiB with seven boxes a sample is written, its images being zeros, and hard links
 give it all the names that ten million samples need; the index file is written as packing writes it. Then the
-ranks of a node open the split: the first alone, which makes the copy that the node shares; a second one, which
-finds it; then, with the copy removed, several at once. All files come from the cache, so the figures are those of
-processor and memory; a cold file system adds its own to what the first rank of a node takes.
+ranks of a node open the split: the first alone, which makes the copy that the node shares; a second one,
+which finds it; then, with the copy removed, several at once. All files come from the cache, so the figures
+are those of processor and memory; a cold file system adds its own to what the first rank of a node takes.
 
-A worker is forked from nobody who has the index, gets the split pickled, and touches every page of the index. What
-it grows by is its private memory and its page tables, while its rank has the same copy mapped. Needs 5 GB of
-memory, and 3 GB in /dev/shm.
+A worker is a process of its own that gets the split pickled and touches every page of the index. What it
+grows by is its private memory and its page tables, while its rank has the same copy mapped. Needs 5 GB of
+memory.
 
     python benchmarks/data_scale.py --work /tmp/scale
 """

@@ -124,10 +124,15 @@ def resize(image: Pixels, width: int, height: int) -> Pixels:
 def letterbox_image(image: Pixels, letterbox: Letterbox) -> Pixels:
     """(H, W, 3) → (size, size, 3): resized, centred, on grey."""
     square = np.full((letterbox.size, letterbox.size, 3), FILL, dtype=np.uint8)
+    letterbox_into(square, image, letterbox)
+    return square
+
+
+def letterbox_into(square: Pixels, image: Pixels, letterbox: Letterbox) -> None:
+    """Draw an image into a grey square as :func:`letterbox_image` does."""
     rows = slice(letterbox.pad_top, letterbox.pad_top + letterbox.resized_height)
     columns = slice(letterbox.pad_left, letterbox.pad_left + letterbox.resized_width)
     square[rows, columns] = resize(image, letterbox.resized_width, letterbox.resized_height)
-    return square
 
 
 def encode_jpeg(image: Pixels, quality: int = 95) -> bytes:

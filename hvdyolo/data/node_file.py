@@ -122,17 +122,16 @@ def _places() -> Sequence[Path]:
 def _map_in(place: Path, origin: Origin, name: str, check: Callable[[Bytes], None]) -> _Mapped | None:
     """Map the copy in ``place``, and make it if need be; ``None``: ``place`` takes none."""
     try:
-        folder = _private_folder(place)
-        path = folder / name
+        path = _private_folder(place) / name
+        before = _look(path)
         mapped = _map(path, origin)
         if mapped is not None:
             return mapped
-        with _locked(folder):
-            mapped = _map(path, origin)  # while this one waited
-            if mapped is None and _make_room(folder, origin.bytes):
-                _make(path, origin, check)
-                mapped = _map(path, origin)
-            return mapped
+        with _locked(path.parent):
+            # Others may have waited for the same; whoever was first has put another file there.
+            if _look(path) == before and not _make(path, origin, check):
+                return None
+        return _map(path, origin)
     except OSError:
         return None  # it is full, cannot be written to, has no locks, or is somebody else's
 
@@ -164,6 +163,18 @@ def _locked(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+def _look(path: Path) -> _Seen | None:
+    """What is there."""
+    try:
+        return _seen(path, path.lstat())
+    except FileNotFoundError:
+        return None
+
+
+def _seen(path: Path, status: os.stat_result) -> _Seen:
+    return _Seen(path, status.st_dev, status.st_ino, status.st_mtime_ns)
+
+
 def _map(path: Path, origin: Origin, seen: _Seen | None = None) -> _Mapped | None:
     """Map a copy that is this user's, and ``seen`` or of the right digest; ``None`` if there is none."""
     try:
@@ -179,27 +190,17 @@ def _map(path: Path, origin: Origin, seen: _Seen | None = None) -> _Mapped | Non
         data = mmap(descriptor, origin.bytes, MAP_SHARED, PROT_READ)
     finally:
         os.close(descriptor)
-    found = _Seen(path, status.st_dev, status.st_ino, status.st_mtime_ns)
+    found = _seen(path, status)
     if found != seen and xxhash.xxh3_128_hexdigest(data) != origin.digest:
         return None
     return _Mapped(data, found)
 
 
-def _make_room(folder: Path, size: int) -> bool:
-    """Remove what nobody uses; whether ``size`` bytes fit then."""
-    for path in folder.iterdir():
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            path.unlink()
-        except BlockingIOError:
-            continue
-        finally:
-            os.close(descriptor)
-    return shutil.disk_usage(folder).free >= size
-
-
-def _make(path: Path, origin: Origin, check: Callable[[Bytes], None]) -> None:
+def _make(path: Path, origin: Origin, check: Callable[[Bytes], None]) -> bool:
+    """Make a copy, in place of those that nobody uses; false if it does not fit."""
+    _remove_unused(path.parent)
+    if shutil.disk_usage(path.parent).free < origin.bytes:
+        return False
     temporary = path.with_name(f"{path.name}.tmp")
     descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
@@ -212,6 +213,20 @@ def _make(path: Path, origin: Origin, check: Callable[[Bytes], None]) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    return True
+
+
+def _remove_unused(folder: Path) -> None:
+    """Remove the copies, whole or not, that no process has open."""
+    for path in folder.iterdir():
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
+        except BlockingIOError:
+            continue
+        finally:
+            os.close(descriptor)
 
 
 def read_verified(origin: Origin) -> Iterator[bytes]:

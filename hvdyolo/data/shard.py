@@ -202,17 +202,29 @@ def _check_index(index: NDArray[np.void], path: Path, record: ShardRecord) -> No
 
 
 def _check_labels(shard: Shard, classes: int) -> None:
-    labels, boxes = shard.labels[:, 0], shard.labels[:, 1:]
-    # Comparisons with what is no number are false.
-    sound = (labels >= 0) & (labels < classes) & (labels == np.floor(labels))
-    sound &= ((boxes >= -_ROUNDING) & (boxes <= 1 + _ROUNDING)).all(1)
-    if not sound.all():
-        row = int(sound.argmin())
-        sample = int(np.searchsorted(shard.label_ptr, row, side="right")) - 1
-        raise DataError(
-            f"{shard.describe(sample)} has a label out of range: "
-            f"{shard.labels[row].tolist()} with {classes} classes."
-        )
+    if _are_sound(shard.labels, classes):
+        return
+    row = next(
+        row for row in range(len(shard.labels)) if not _are_sound(shard.labels[row : row + 1], classes)
+    )
+    sample = int(np.searchsorted(shard.label_ptr, row, side="right")) - 1
+    raise DataError(
+        f"{shard.describe(sample)} has a label out of range: "
+        f"{shard.labels[row].tolist()} with {classes} classes."
+    )
+
+
+def _are_sound(rows: NDArray[np.float32], classes: int) -> bool:
+    """Whether all of some labels are; extremes of plain copies take a tenth of the time of a look at each."""
+    numbers, boxes = np.ascontiguousarray(rows[:, 0]), np.ascontiguousarray(rows[:, 1:])
+    # Comparisons with what is no number are false, and extremes are none where a value is none.
+    return bool(
+        numbers.min(initial=0) >= 0
+        and numbers.max(initial=-1) < classes
+        and boxes.min(initial=0) >= -_ROUNDING
+        and boxes.max(initial=0) <= 1 + _ROUNDING
+        and np.array_equal(numbers, np.floor(numbers))
+    )
 
 
 def _column(values: Any, dtype: type[np.generic]) -> NDArray[Any]:
