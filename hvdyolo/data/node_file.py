@@ -129,8 +129,8 @@ def _map_in(place: Path, origin: Origin, name: str, check: Callable[[Bytes], Non
             return mapped
         with _locked(path.parent):
             # Others may have waited for the same; whoever was first has put another file there.
-            if _look(path) == before and not _make(path, origin, check):
-                return None
+            if _look(path) == before:
+                return _make(path, origin, check)
         return _map(path, origin)
     except OSError:
         return None  # it is full, cannot be written to, has no locks, or is somebody else's
@@ -196,24 +196,27 @@ def _map(path: Path, origin: Origin, seen: _Seen | None = None) -> _Mapped | Non
     return _Mapped(data, found)
 
 
-def _make(path: Path, origin: Origin, check: Callable[[Bytes], None]) -> bool:
-    """Make a copy, in place of those that nobody uses; false if it does not fit."""
+def _make(path: Path, origin: Origin, check: Callable[[Bytes], None]) -> _Mapped | None:
+    """Make and map a copy, in place of those that nobody uses; ``None`` if it does not fit."""
     _remove_unused(path.parent)
     if shutil.disk_usage(path.parent).free < origin.bytes:
-        return False
+        return None
     temporary = path.with_name(f"{path.name}.tmp")
     descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         with open(descriptor, "wb") as copy:
+            fcntl.flock(copy, fcntl.LOCK_SH)
             for block in read_verified(origin):
                 copy.write(block)
             copy.flush()
-            check(mmap(descriptor, origin.bytes, MAP_SHARED, PROT_READ))
+            data = mmap(descriptor, origin.bytes, MAP_SHARED, PROT_READ)
+            seen = _seen(path, os.fstat(descriptor))
+        check(data)
         os.rename(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    return True
+    return _Mapped(data, seen)
 
 
 def _remove_unused(folder: Path) -> None:

@@ -12,16 +12,28 @@ from typing import Any
 import numpy as np
 import pytest
 
+from hvdyolo.data import node_file
 from hvdyolo.data import reader as reader_module
 from hvdyolo.data.manifest import build_manifest, write_manifest
-from hvdyolo.data.reader import PackedSplit
+from hvdyolo.data.reader import DamagedSampleError, PackedSplit
 from hvdyolo.utils.errors import DataError, StorageError, UsageError
 
 Build = Callable[..., Any]
 
 
-def test_every_sample_comes_back_over_the_borders_of_shards(packed: Build) -> None:
-    data = packed(shards=3, each=4)
+@pytest.fixture(params=["index file", "mapped", "no index file"])
+def packed_somehow(
+    request: pytest.FixtureRequest, packed: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Build:
+    """As ``packed``; the index is read, mapped from the node's copy, or that of a dataset without one."""
+    if request.param == "mapped":
+        monkeypatch.setattr(node_file, "_SHARED_FROM", 1)
+        monkeypatch.setattr(node_file, "_places", lambda: (tmp_path,))
+    return lambda **counts: packed(**counts, index=request.param != "no index file")
+
+
+def test_every_sample_comes_back_over_the_borders_of_shards(packed_somehow: Build) -> None:
+    data = packed_somehow(shards=3, each=4)
     split = PackedSplit(data.root, "train")
     assert split.names == ("cat", "dog", "emu")
     assert len(split) == 12
@@ -42,6 +54,39 @@ def test_there_is_no_sample_beyond_the_ends(packed: Build, index: int) -> None:
     for method in (split.read, split.labels, split.flags, split.size, split.name, split.sample_id):
         with pytest.raises(IndexError):
             method(index)
+
+
+def test_many_samples_come_in_the_order_asked_for(packed: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From files of which only one may be open: so they are read shard by shard."""
+    monkeypatch.setattr(reader_module, "_MOST_OPEN_FILES", 1)
+    opened: list[str] = []
+    open_shard = PackedSplit._open
+
+    def counted(self: PackedSplit, file: str) -> int:
+        opened.append(file)
+        return open_shard(self, file)
+
+    monkeypatch.setattr(PackedSplit, "_open", counted)
+    data = packed(shards=3, each=4)
+    split = PackedSplit(data.root, "train")
+    asked = [11, 0, 5, 1, 10, 5, 4]
+    assert split.read_many(asked) == [data.samples[index].encoded for index in asked]
+    assert opened == [record.file for record in data.records]
+    assert split.read_many([]) == []
+    with pytest.raises(IndexError):
+        split.read_many([0, 12])
+
+
+def test_one_damaged_sample_of_many_is_named(packed: Build) -> None:
+    data = packed(each=4)
+    path = data.root / data.records[0].file
+    raw = bytearray(path.read_bytes())
+    raw[data.records[0].data_offset + len(data.samples[0].encoded)] ^= 1
+    path.write_bytes(raw)
+    split = PackedSplit(data.root, "train")
+    with pytest.raises(DamagedSampleError, match="sample 1 "):
+        split.read_many([3, 1, 2])
+    assert split.read_many([3, 2]) == [data.samples[3].encoded, data.samples[2].encoded]
 
 
 def test_a_flip_in_any_byte_of_an_image_is_noticed_in_that_image_only(packed: Build) -> None:
@@ -140,8 +185,8 @@ def test_open_files_end_with_their_reader(packed: Build) -> None:
 
 
 @pytest.mark.parametrize("duplicate", [copy.copy, lambda split: pickle.loads(pickle.dumps(split))])
-def test_no_descriptor_crosses_a_copy(packed: Build, duplicate: Callable[[Any], Any]) -> None:
-    data = packed()
+def test_no_descriptor_crosses_a_copy(packed_somehow: Build, duplicate: Callable[[Any], Any]) -> None:
+    data = packed_somehow()
     split = PackedSplit(data.root, "train")
     split.read(0)
     other = duplicate(split)
@@ -152,8 +197,8 @@ def test_no_descriptor_crosses_a_copy(packed: Build, duplicate: Callable[[Any], 
 
 
 @pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
-def test_it_reads_in_another_process(packed: Build, method: str) -> None:
-    data = packed(shards=2, each=3)
+def test_it_reads_in_another_process(packed_somehow: Build, method: str) -> None:
+    data = packed_somehow(shards=2, each=3)
     split = PackedSplit(data.root, "train")
     split.read(0)  # so that there is an open file to inherit
     context = multiprocessing.get_context(method)
@@ -162,11 +207,34 @@ def test_it_reads_in_another_process(packed: Build, method: str) -> None:
     assert split.read(0) == data.samples[0].encoded
 
 
-def test_what_is_handed_out_cannot_be_changed(packed: Build) -> None:
-    split = PackedSplit(packed().root, "train")
+def test_what_is_handed_out_cannot_be_changed(packed_somehow: Build) -> None:
+    split = PackedSplit(packed_somehow().root, "train")
     for array in (split.labels(1), split.flags(1)):
         with pytest.raises(ValueError, match="read-only"):
             array[...] = 0
+
+
+def test_what_is_handed_out_outlives_the_split(packed_somehow: Build) -> None:
+    data = packed_somehow()
+    split = PackedSplit(data.root, "train")
+    labels, flags = split.labels(3), split.flags(3)
+    del split
+    np.testing.assert_array_equal(labels, data.samples[3].labels)
+    np.testing.assert_array_equal(flags, data.samples[3].flags)
+
+
+def test_of_a_mapped_index_a_worker_is_sent_no_more_than_where_it_is(
+    packed: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of each shard, what the manifest says; of the samples, nothing."""
+    root = packed(shards=2, each=100).root
+    small = pickle.dumps(PackedSplit(root, "train"))
+    monkeypatch.setattr(node_file, "_SHARED_FROM", 1)
+    monkeypatch.setattr(node_file, "_places", lambda: (tmp_path,))
+    index = (root / "train.index").stat().st_size
+    mapped = pickle.dumps(PackedSplit(root, "train"))
+    assert len(mapped) < len(small) - index + 500
+    assert len(mapped) < 2500
 
 
 def test_an_unknown_split_is_wrong_usage_and_tells_which_there_are(packed: Build) -> None:
