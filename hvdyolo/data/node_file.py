@@ -240,19 +240,19 @@ def read_verified(origin: Origin) -> Iterator[bytes]:
         StorageError: the file system fails.
     """
     digest = xxhash.xxh3_128()
-    size = 0
     try:
         with open(origin.path, "rb", buffering=0) as stream:
-            while size <= origin.bytes and (block := stream.read(_BLOCK_BYTES)):
+            size = os.fstat(stream.fileno()).st_size
+            if size != origin.bytes:
+                raise DataError(
+                    f"{origin.path} has {size} bytes and should have {origin.bytes}; copy it again."
+                )
+            while block := stream.read(_BLOCK_BYTES):
                 digest.update(block)
-                size += len(block)
                 yield block
-            size = max(size, os.fstat(stream.fileno()).st_size)
     except FileNotFoundError:
         raise DataError(f"{origin.path} is missing; copy it again or pack the dataset again.") from None
     except OSError as error:
         raise StorageError(f"cannot read {origin.path}: {error.strerror or error}.") from None
-    if size != origin.bytes:
-        raise DataError(f"{origin.path} has {size} bytes and should have {origin.bytes}; copy it again.")
     if digest.hexdigest() != origin.digest:
         raise DataError(f"{origin.path} is damaged; copy it again or pack the dataset again.")

@@ -166,6 +166,18 @@ def test_where_the_maker_is_killed_who_waits_takes_over(place: Path, child: Chil
     assert copies(place) == {"name": CONTENT}
 
 
+def test_who_waited_for_the_maker_finds_what_it_made(place: Path, child: Child) -> None:
+    maker, waiting = child("freeze"), child()
+    go_on(maker)
+    assert maker.stdout is not None
+    assert maker.stdout.readline() == "checks\n"
+    go_on(waiting)
+    with pytest.raises(subprocess.TimeoutExpired):
+        waiting.communicate(timeout=1)
+    go_on(maker)
+    assert waiting.communicate(timeout=60)[0].splitlines() == [f"reads 0 {folder(place) / 'name'} True"]
+
+
 def cut(path: Path) -> None:
     os.truncate(path, len(CONTENT) // 2)
 
@@ -354,7 +366,8 @@ def test_what_will_not_do_is_not_kept(origin: Origin, place: Path) -> None:
 def test_copies_stay_until_another_is_made_and_nobody_uses_them(
     origin: Origin, place: Path, child: Child
 ) -> None:
-    """The child uses ``name``; what a killed maker left is in the way of nobody."""
+    """The child uses ``name``, which it found; what a killed maker left is in the way of nobody."""
+    NodeFile(origin, "name", anything)
     process = child()
     go_on(process)
     assert process.stdout is not None
