@@ -5,6 +5,7 @@ give it all the names that ten million samples need; the index file is written a
 ranks of a node open the split: the first alone, which makes the copy that the node shares; a second one,
 which finds it; then, with the copy removed, several at once. All files come from the cache, so the figures
 are those of processor and memory; a cold file system adds its own to what the first rank of a node takes.
+4,096 ranks are 512 such nodes, which share nothing but the file system.
 
 A worker is a process of its own that gets the split pickled and touches every page of the index. What it
 grows by is its private memory and its page tables, while its rank has the same copy mapped. Needs 5 GB of

@@ -178,18 +178,15 @@ def _seen(path: Path, status: os.stat_result) -> _Seen:
 def _map(path: Path, origin: Origin, seen: _Seen | None = None) -> _Mapped | None:
     """Map a copy that is this user's, and ``seen`` or of the right digest; ``None`` if there is none."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW), "rb") as copy:
+            status = os.fstat(copy.fileno())
+            if not _is_private(status, stat.S_IFREG) or status.st_size != origin.bytes:
+                return None
+            # The lock of who uses it; the map keeps the open file, and so the lock, until it ends.
+            fcntl.flock(copy, fcntl.LOCK_SH)
+            data = mmap(copy.fileno(), origin.bytes, MAP_SHARED, PROT_READ)
     except OSError:
         return None
-    try:
-        status = os.fstat(descriptor)
-        if not _is_private(status, stat.S_IFREG) or status.st_size != origin.bytes:
-            return None
-        # The lock of who uses it; the map keeps the open file, and so the lock, until it ends.
-        fcntl.flock(descriptor, fcntl.LOCK_SH)
-        data = mmap(descriptor, origin.bytes, MAP_SHARED, PROT_READ)
-    finally:
-        os.close(descriptor)
     found = _seen(path, status)
     if found != seen and xxhash.xxh3_128_hexdigest(data) != origin.digest:
         return None
