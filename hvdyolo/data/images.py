@@ -92,7 +92,7 @@ def load(encoded: bytes, max_pixels: int) -> LoadedImage:
     return LoadedImage(header, image)
 
 
-def decode(encoded: bytes, max_pixels: int) -> Pixels:
+def decode(encoded: bytes | memoryview, max_pixels: int) -> Pixels:
     """(H, W, 3) RGB of an encoded image, as stored: EXIF orientation was dealt with at packing.
 
     JPEGs, nearly all there is, go to simplejpeg: the same bits as Pillow's, 1.3 to 2 times as fast, because
@@ -142,9 +142,9 @@ def encode_jpeg(image: Pixels, quality: int = 95) -> bytes:
     return stream.getvalue()
 
 
-def _decode_fast(encoded: bytes, max_pixels: int) -> Pixels | None:
+def _decode_fast(encoded: bytes | memoryview, max_pixels: int) -> Pixels | None:
     """The pixels of an ordinary, undamaged JPEG; ``None``: everything else, and every error, is Pillow's."""
-    if not encoded.startswith(_JPEG_START):
+    if encoded[: len(_JPEG_START)] != _JPEG_START:
         return None
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(encoded)
@@ -156,7 +156,7 @@ def _decode_fast(encoded: bytes, max_pixels: int) -> Pixels | None:
     return pixels
 
 
-def _open(encoded: bytes) -> Image.Image:
+def _open(encoded: bytes | memoryview) -> Image.Image:
     try:
         return Image.open(io.BytesIO(encoded))
     except UnidentifiedImageError:

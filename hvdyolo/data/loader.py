@@ -398,7 +398,9 @@ def _decoded(split: PackedSplit, index: int, max_pixels: int) -> NDArray[np.uint
     return _pixels(split.read(index), split, index, max_pixels)
 
 
-def _pixels(encoded: bytes, split: PackedSplit, index: int, max_pixels: int) -> NDArray[np.uint8]:
+def _pixels(
+    encoded: bytes | memoryview, split: PackedSplit, index: int, max_pixels: int
+) -> NDArray[np.uint8]:
     """As :func:`_decoded`, of a sample that has been read."""
     try:
         image = decode(encoded, max_pixels)

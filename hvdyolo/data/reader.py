@@ -3,11 +3,11 @@
 import os
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from struct import Struct
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +30,10 @@ from hvdyolo.data.shard import read_shard
 from hvdyolo.data.writer import ShardRecord
 from hvdyolo.utils.errors import DataError, StorageError, UsageError
 
+EncodedT = TypeVar("EncodedT", bytes, memoryview)
+
 _MOST_OPEN_FILES = 64
+_USUAL_BYTES = 1 << 20  # of an image or less; memory that is not written to costs nothing
 
 # Parts of a row of the index, and where they begin in it.
 _PLACE = Struct("<QIQ")  # offset, length, checksum
@@ -89,6 +92,22 @@ class PackedSplit:
             DataError: the shard is missing.
             StorageError: the file system fails.
         """
+        return self._read(index, os.pread)
+
+    def read_many(self, indices: Iterable[int]) -> Iterator[memoryview]:
+        """The encoded images of some samples in turn, each in memory that the next one is read into.
+
+        New memory can cost as much as the reading: 12 microseconds instead of 6 for 21 kB where the allocator
+        gives memory back to the system each time, 15 instead of 12 for 110 kB where a batch is kept.
+
+        Raises:
+            DamagedSampleError, DataError, StorageError: as :meth:`read`, when it is a sample's turn.
+        """
+        read = _ReusedMemory().pread
+        for index in indices:
+            yield self._read(index, read)
+
+    def _read(self, index: int, pread: Callable[[int, int, int], EncodedT]) -> EncodedT:
         # Runs once a sample, and its own time is to stay small beside the 10 microseconds of the pread.
         block = self._block(index)
         offset, length, checksum = _PLACE.unpack_from(
@@ -99,7 +118,7 @@ class PackedSplit:
         try:
             if descriptor is None:
                 descriptor = self._open(file)
-            encoded = os.pread(descriptor, length, block.shard.data_offset + offset)
+            encoded = pread(descriptor, length, block.shard.data_offset + offset)
         except FileNotFoundError:
             raise DataError(f"{self._shards / file} is missing; copy it again.") from None
         except OSError as error:
@@ -107,14 +126,6 @@ class PackedSplit:
         if len(encoded) != length or (self._verify and xxh3_64_intdigest(encoded) != checksum):
             raise DamagedSampleError(f"{self.describe(index)} is damaged; copy the shard again.")
         return encoded
-
-    def read_many(self, indices: Sequence[int]) -> list[bytes]:
-        """The encoded images of some samples, in the order given, each as :meth:`read` gives it.
-
-        They are read in the order in which they lie, so a shard of which there are several is opened once.
-        """
-        encoded = {index: self.read(index) for index in sorted(set(indices))}
-        return [encoded[index] for index in indices]
 
     def labels(self, index: int) -> NDArray[np.float32]:
         """(n, 5) class, cx, cy, w, h in 0..1 of the image."""
@@ -196,6 +207,20 @@ class PackedSplit:
         descriptor = os.open(self._shards / file, os.O_RDONLY | os.O_CLOEXEC)
         self._files[file] = descriptor
         return descriptor
+
+
+class _ReusedMemory:
+    """``pread`` into the memory of the call before, unless that is too small."""
+
+    def __init__(self) -> None:
+        self._memory = np.empty(_USUAL_BYTES, dtype=np.uint8).data
+
+    def pread(self, descriptor: int, length: int, offset: int) -> memoryview:
+        if len(self._memory) < length:
+            self._memory = np.empty(2 * length, dtype=np.uint8).data
+        wanted = self._memory[:length]
+        got = os.preadv(descriptor, (wanted,), offset)
+        return wanted if got == length else wanted[:got]
 
 
 @dataclass(frozen=True)
