@@ -27,7 +27,7 @@ import xxhash
 from hvdyolo.utils.errors import DataError, StorageError
 
 _SHARED_FROM = 16 << 20  # bytes; what is smaller may be in every process, and leaves nothing behind
-_BLOCK_BYTES = 8 << 20
+_BLOCK_BYTES = 1 << 20  # stays in the cache of the processor from reading over the digest to writing
 
 Bytes = bytes | mmap
 
