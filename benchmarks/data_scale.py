@@ -3,9 +3,9 @@
 Simulated: one shard of 256 MiB with seven boxes a sample is written, its images being zeros, and hard links
 give it all the names that ten million samples need; the index file is written as packing writes it. Then the
 ranks of a node open the split: the first alone, which makes the copy that the node shares; a second one,
-which finds it; then, with the copy removed, several at once. All files come from the cache, so the figures
-are those of processor and memory; a cold file system adds its own to what the first rank of a node takes.
-4,096 ranks are 512 such nodes, which share nothing but the file system.
+which finds it (the best of three each); then, with the copy removed, several at once. All files come from
+the cache, so the figures are those of processor and memory; a cold file system adds its own to what the first
+rank of a node takes. 4,096 ranks are 512 such nodes, which share nothing but the file system.
 
 A worker is a process of its own that gets the split pickled and touches every page of the index. What it
 grows by is its private memory and its page tables, while its rank has the same copy mapped. Needs 5 GB of
@@ -39,8 +39,8 @@ from hvdyolo.data.writer import Sample, ShardDescription, ShardRecord, ShardWrit
 SAMPLE_BYTES, BOXES = 110_000, 7
 SHARD_SAMPLES = (256 << 20) // SAMPLE_BYTES
 NAMES = ("thing",)
-RANKS = 8
-"""Of a node."""
+RANKS, TRIES = 8, 3
+"""Of a node, and how often its first two are started alone."""
 
 RANK = """
 import json, sys, time
@@ -79,8 +79,7 @@ def main() -> int:
     shutil.rmtree(options.work, ignore_errors=True)
     options.work.mkdir(parents=True)
     simulate(options.work, -(-options.samples // SHARD_SAMPLES))
-    (first,) = start_ranks(options.work, 1)
-    (second,) = start_ranks(options.work, 1)
+    first, second = quickest(options.work)
     split = PackedSplit(options.work, "train")
     pickled = pickle.dumps(split)
     tell(options.work, split, pickled, first)
@@ -99,6 +98,16 @@ def main() -> int:
             Claim("a loader worker grows by", growth, "<=", 50, "MiB"),
         ]
     )
+
+
+def quickest(root: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the first rank of a node tells, and the next: the best of some, as others' work only adds."""
+    first, second = [], []
+    for _ in range(TRIES):
+        first += start_ranks(root, 1)
+        second += start_ranks(root, 1)
+        remove_copy(PackedSplit(root, "train"))
+    return tuple(min(ranks, key=lambda rank: rank["seconds"]) for ranks in (first, second))
 
 
 def start_ranks(root: Path, count: int) -> list[dict[str, Any]]:
@@ -128,7 +137,7 @@ def tell(root: Path, split: PackedSplit, pickled: bytes, first: dict[str, Any]) 
     index = (root / index_name("train")).stat().st_size
     print(
         f"{len(split):,} samples in {shards:,} shards, index of {index / 2**20:,.0f} MiB; "
-        f"the first rank takes {first['processor']:.1f} s of processor time; "
+        f"the first rank takes {first['seconds']:.1f} s, of them {first['processor']:.1f} s on a core; "
         f"pickled for a worker: {len(pickled) / 2**20:.1f} MiB",
         flush=True,
     )

@@ -76,6 +76,13 @@ def test_many_samples_are_read_into_the_same_memory(packed: Build) -> None:
     assert bytes(next(one)) != bytes(next(other))
 
 
+def test_memory_for_many_samples_grows_with_them(packed: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader_module, "_USUAL_BYTES", 1)
+    data = packed(each=5)
+    images = [bytes(encoded) for encoded in PackedSplit(data.root, "train").read_many(range(5))]
+    assert images == [sample.encoded for sample in data.samples]
+
+
 def test_one_damaged_sample_of_many_is_named_when_it_is_its_turn(packed: Build) -> None:
     data = packed(each=4)
     path = data.root / data.records[0].file
@@ -116,6 +123,8 @@ def test_a_file_that_is_cut_while_it_is_open_is_noticed(packed: Build, verify: b
     os.truncate(data.root / data.records[0].file, data.records[0].data_offset + 10)
     with pytest.raises(DataError, match="is damaged"):
         split.read(0)
+    with pytest.raises(DataError, match="is damaged"):
+        next(split.read_many([0]))
 
 
 def test_a_file_that_goes_while_it_is_not_open_is_named(packed: Build) -> None:
