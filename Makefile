@@ -46,7 +46,7 @@ format: env ## let ruff format the Python files
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
-bench-data: env ## what is claimed of packing, order, checksums and augmentation, measured: about 10 minutes
+bench-data: env ## what is claimed of packing, reading, order and augmentation, measured: about 10 minutes
 	@$(AS_ROOT) scripts/bench_data.sh
 
 study-augment: env ## what faster ways to make training samples cost in AP: some hours, and resumes

@@ -15,6 +15,8 @@ measure() {
 
 measure data_order.py
 measure data_verify.py
+measure data_read.py
+measure data_evaluation.py
 measure data_augment.py
 measure data_workers.py
 measure data_pack.py --work "$work/pack"

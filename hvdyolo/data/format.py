@@ -52,6 +52,11 @@ MOST_ATTRIBUTE_BYTES = 1 << 16
 """HDF5 keeps larger ones elsewhere in the file, and nothing here needs them."""
 
 
+def index_name(split: str) -> str:
+    """File name of a split's index (:mod:`hvdyolo.data.index_file`)."""
+    return f"{split}.index"
+
+
 def shard_name(split: str, number: int, count: int) -> str:
     """File name of a shard."""
     return f"{split}-{number:05d}-of-{count:05d}.h5"

@@ -92,7 +92,7 @@ def load(encoded: bytes, max_pixels: int) -> LoadedImage:
     return LoadedImage(header, image)
 
 
-def decode(encoded: bytes, max_pixels: int) -> Pixels:
+def decode(encoded: bytes | memoryview, max_pixels: int) -> Pixels:
     """(H, W, 3) RGB of an encoded image, as stored: EXIF orientation was dealt with at packing.
 
     JPEGs, nearly all there is, go to simplejpeg: the same bits as Pillow's, 1.3 to 2 times as fast, because
@@ -124,10 +124,15 @@ def resize(image: Pixels, width: int, height: int) -> Pixels:
 def letterbox_image(image: Pixels, letterbox: Letterbox) -> Pixels:
     """(H, W, 3) → (size, size, 3): resized, centred, on grey."""
     square = np.full((letterbox.size, letterbox.size, 3), FILL, dtype=np.uint8)
+    letterbox_into(square, image, letterbox)
+    return square
+
+
+def letterbox_into(square: Pixels, image: Pixels, letterbox: Letterbox) -> None:
+    """Draw an image into a grey square as :func:`letterbox_image` does."""
     rows = slice(letterbox.pad_top, letterbox.pad_top + letterbox.resized_height)
     columns = slice(letterbox.pad_left, letterbox.pad_left + letterbox.resized_width)
     square[rows, columns] = resize(image, letterbox.resized_width, letterbox.resized_height)
-    return square
 
 
 def encode_jpeg(image: Pixels, quality: int = 95) -> bytes:
@@ -137,9 +142,9 @@ def encode_jpeg(image: Pixels, quality: int = 95) -> bytes:
     return stream.getvalue()
 
 
-def _decode_fast(encoded: bytes, max_pixels: int) -> Pixels | None:
+def _decode_fast(encoded: bytes | memoryview, max_pixels: int) -> Pixels | None:
     """The pixels of an ordinary, undamaged JPEG; ``None``: everything else, and every error, is Pillow's."""
-    if not encoded.startswith(_JPEG_START):
+    if encoded[: len(_JPEG_START)] != _JPEG_START:
         return None
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(encoded)
@@ -151,7 +156,7 @@ def _decode_fast(encoded: bytes, max_pixels: int) -> Pixels | None:
     return pixels
 
 
-def _open(encoded: bytes) -> Image.Image:
+def _open(encoded: bytes | memoryview) -> Image.Image:
     try:
         return Image.open(io.BytesIO(encoded))
     except UnidentifiedImageError:

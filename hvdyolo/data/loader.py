@@ -19,7 +19,7 @@ from hvdyolo.config import AugmentConfig, LoaderConfig
 from hvdyolo.data.augment import AugmentedSample, augment, draw_parameters
 from hvdyolo.data.buffers import SharedImages
 from hvdyolo.data.format import CROWD
-from hvdyolo.data.images import ImageTooLargeError, decode, letterbox_image, resize
+from hvdyolo.data.images import ImageTooLargeError, decode, letterbox_into, resize
 from hvdyolo.data.opencv import mirror, require_opencv, scale_colours
 from hvdyolo.data.order import RECENT, BatchPlan, SlotEntry
 from hvdyolo.data.random import Purpose, sample_generator
@@ -374,13 +374,14 @@ class _LoadLetterboxed:
 
     def __call__(self, samples: range, /) -> EvaluationBatch:
         letterboxes = tuple(fit_letterbox(*self.split.size(sample), self.image_size) for sample in samples)
-        images = [
-            letterbox_image(_decoded(self.split, sample, self.max_pixels), letterbox)
-            for sample, letterbox in zip(samples, letterboxes, strict=True)
-        ]
+        images = np.full((len(samples), self.image_size, self.image_size, 3), FILL, dtype=np.uint8)
+        for image, sample, letterbox, encoded in zip(
+            images, samples, letterboxes, self.split.read_many(samples), strict=True
+        ):
+            letterbox_into(image, _pixels(encoded, self.split, sample, self.max_pixels), letterbox)
         return EvaluationBatch(
             samples=tuple(samples),
-            images=torch.from_numpy(np.stack(images)),
+            images=torch.from_numpy(images),
             letterboxes=letterboxes,
             labels=tuple(self.split.labels(sample) for sample in samples),
             flags=tuple(self.split.flags(sample) for sample in samples),
@@ -394,7 +395,13 @@ def _decoded(split: PackedSplit, index: int, max_pixels: int) -> NDArray[np.uint
         DamagedSampleError: its bytes are not those that were packed, or no image of that size.
         ImageTooLargeError: it is larger than ``max_pixels``, which is no damage.
     """
-    encoded = split.read(index)
+    return _pixels(split.read(index), split, index, max_pixels)
+
+
+def _pixels(
+    encoded: bytes | memoryview, split: PackedSplit, index: int, max_pixels: int
+) -> NDArray[np.uint8]:
+    """As :func:`_decoded`, of a sample that has been read."""
     try:
         image = decode(encoded, max_pixels)
     except ImageTooLargeError as error:

@@ -1,6 +1,7 @@
 """``manifest.json``: what is in a packed dataset, and the digests that prove it."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -8,7 +9,8 @@ from typing import Any
 
 import xxhash
 
-from hvdyolo.data.format import MANIFEST_NAME, SCHEMA, VERSION, shard_name
+from hvdyolo.data.format import MANIFEST_NAME, SCHEMA, VERSION, index_name, shard_name
+from hvdyolo.data.index_file import IndexRecord
 from hvdyolo.data.writer import ShardRecord
 from hvdyolo.utils.errors import DataError, MismatchError, StorageError, UsageError
 from hvdyolo.utils.files import write_json
@@ -16,10 +18,15 @@ from hvdyolo.utils.files import write_json
 
 @dataclass(frozen=True)
 class SplitInfo:
-    """One split's shards, in order, and its number of samples."""
+    """One split's shards, in order, and its number of samples.
+
+    Attributes:
+        index: ``None``: it was packed when there were no index files.
+    """
 
     shards: tuple[ShardRecord, ...]
     samples: int
+    index: IndexRecord | None
 
 
 @dataclass(frozen=True)
@@ -43,13 +50,14 @@ def build_manifest(
     names: tuple[str, ...],
     shards: Mapping[str, list[ShardRecord]],
     settings: Mapping[str, Any],
+    indexes: Mapping[str, IndexRecord],
 ) -> Manifest:
-    """The manifest of freshly written shards."""
+    """The manifest of freshly written shards and index files."""
     return Manifest(
         dataset_id=dataset_id,
         names=names,
         splits={
-            split: SplitInfo(tuple(records), sum(record.samples for record in records))
+            split: SplitInfo(tuple(records), sum(record.samples for record in records), indexes.get(split))
             for split, records in shards.items()
         },
         settings=dict(settings),
@@ -111,11 +119,22 @@ def _manifest(content: Mapping[str, Any]) -> Manifest:
                 raise ValueError(record.file)
         if split["samples"] != sum(record.samples for record in records):
             raise ValueError(name)
-        splits[name] = SplitInfo(records, split["samples"])
+        splits[name] = SplitInfo(records, split["samples"], _index(name, split.get("index")))
     names = tuple(content["names"])
     if not all(isinstance(name, str) for name in names):
         raise TypeError("names")
     return Manifest(str(content["dataset_id"]), names, splits, dict(content["settings"]))
+
+
+def _index(split: str, content: Mapping[str, Any] | None) -> IndexRecord | None:
+    if content is None:
+        return None
+    record = IndexRecord(**content)
+    if record.file != index_name(split) or not re.fullmatch("[0-9a-f]{32}", record.digest):
+        raise ValueError(record.file)
+    if type(record.bytes) is not int or record.bytes < 0:
+        raise TypeError(record.file)
+    return record
 
 
 def _digest(content: Mapping[str, Any]) -> str:

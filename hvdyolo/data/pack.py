@@ -16,13 +16,12 @@ from typing import NoReturn
 
 from hvdyolo.data.findings import Finding
 from hvdyolo.data.format import MANIFEST_NAME
-from hvdyolo.data.identity import ContentDigest
 from hvdyolo.data.lint import REPORT_NAME, summary, write_report
 from hvdyolo.data.manifest import Manifest, build_manifest, write_manifest
 from hvdyolo.data.pack_output import WORK, abandon_output, claim_output
 from hvdyolo.data.pack_plan import PackSettings, ShardTask, follow_plan, make_plan, plan_exists
 from hvdyolo.data.pack_shards import Progress, ShardPacker
-from hvdyolo.data.shard import read_shard
+from hvdyolo.data.read_back import read_back
 from hvdyolo.data.sources.coco import CocoSource
 from hvdyolo.data.sources.source import Source
 from hvdyolo.data.sources.voc import VocSource
@@ -143,15 +142,13 @@ def _finish(
     settings: PackSettings,
     team: Team,
 ) -> Packed:
-    """Wait for all shards, check them as a reader would, and write the report and the manifest."""
+    """Wait for all shards, check them as a reader would, and write indexes, report and manifest."""
     records: dict[str, list[ShardRecord]] = {split: [] for split in source.splits}
     boxes = {split: dict.fromkeys(source.names, 0) for split in source.splits}
     findings = list(source.findings)
-    content = ContentDigest(source.names)
     source_bytes = 0
     for task in tasks:
         report = packer.await_report(task)
-        content.add(task.split, read_shard(out, report.record, len(source.names)))
         records[task.split].append(report.record)
         findings += report.findings
         source_bytes += report.source_bytes
@@ -162,9 +159,10 @@ def _finish(
         if count == 0:
             raise DataError(f"The split '{split}' is empty: none of its images can be read.")
     team.check()  # a rank may have failed at something that no shard was waited for
+    found = read_back(out, out / WORK, source.names, records)
     findings.sort(key=lambda finding: (finding.file, finding.line))
     write_report(out, findings, images, boxes)
-    manifest = build_manifest(content.dataset_id(), source.names, records, asdict(settings))
+    manifest = build_manifest(found.dataset_id, source.names, records, asdict(settings), found.indexes)
     write_manifest(manifest, out)
     return Packed(manifest, tuple(findings), source_bytes)
 

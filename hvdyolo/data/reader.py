@@ -3,19 +3,43 @@
 import os
 from bisect import bisect_right
 from collections import OrderedDict
-from itertools import accumulate
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from struct import Struct
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from xxhash import xxh3_64_intdigest
+from xxhash import xxh3_64_intdigest, xxh3_128_hexdigest
 
-from hvdyolo.data.manifest import read_manifest
+from hvdyolo.data.format import DATASETS
+from hvdyolo.data.index_file import (
+    BOX_BYTES,
+    POINTER,
+    ROW_BYTES,
+    Block,
+    Index,
+    block_of,
+    check_index,
+    find_blocks,
+)
+from hvdyolo.data.manifest import SplitInfo, read_manifest
+from hvdyolo.data.node_file import NodeFile, Origin
 from hvdyolo.data.shard import read_shard
+from hvdyolo.data.writer import ShardRecord
 from hvdyolo.utils.errors import DataError, StorageError, UsageError
 
+EncodedT = TypeVar("EncodedT", bytes, memoryview)
+
 _MOST_OPEN_FILES = 64
+_USUAL_BYTES = 1 << 20  # of an image or less; memory that is not written to costs nothing
+
+# Parts of a row of the index, and where they begin in it.
+_PLACE = Struct("<QIQ")  # offset, length, checksum
+_SIZE, _SIZE_AT, _SOURCE_SIZE_AT = Struct("<HH"), 20, 24  # width, height
+_SAMPLE_ID_AT = 28
+_RUN = Struct("<QQ")  # two neighbouring pointers
 
 
 class DamagedSampleError(DataError):
@@ -25,9 +49,10 @@ class DamagedSampleError(DataError):
 class PackedSplit:
     """Random access to all samples of a split.
 
-    Indices are read once, when the split is opened. Files are opened when first needed, in the process
-    that needs them: pickling and copying leave them behind, so no descriptor crosses into a worker. Threads
-    need a copy each. Arrays that are handed out are read-only.
+    The index is read once, when the split is opened; a large one lies in memory once a node
+    (:mod:`hvdyolo.data.node_file`). Files are opened when first needed, in the process that needs them:
+    pickling and copying leave them behind, so no descriptor crosses into a worker. Threads need a copy each.
+    Arrays that are handed out are read-only.
     """
 
     def __init__(self, root: Path, split: str, *, verify: bool = True, shards: Path | None = None) -> None:
@@ -37,7 +62,7 @@ class PackedSplit:
 
         Raises:
             UsageError: there is no such dataset or split.
-            DataError: a shard is missing or damaged, or the split is empty.
+            DataError: the index or a shard is missing or damaged, or the split is empty.
             MismatchError: the dataset is of another version of the format.
         """
         manifest = read_manifest(root)
@@ -49,12 +74,15 @@ class PackedSplit:
         self.names = manifest.names
         self.dataset_id = manifest.dataset_id
         self._verify = verify
-        self._shards = [read_shard(shards or root, record, len(manifest.names)) for record in info.shards]
-        self._firsts = list(accumulate((len(shard.lengths) for shard in self._shards), initial=0))
-        self._files: OrderedDict[int, int] = OrderedDict()
+        self._shards = shards or root
+        self._index = _open_index(root, info, len(self.names), self._shards)
+        self._blocks = find_blocks(self._index.data, info.shards, root)
+        self._firsts = [block.first for block in self._blocks]
+        self._samples = info.samples
+        self._files: OrderedDict[str, int] = OrderedDict()
 
     def __len__(self) -> int:
-        return self._firsts[-1]
+        return self._samples
 
     def read(self, index: int) -> bytes:
         """The encoded image of a sample.
@@ -64,68 +92,85 @@ class PackedSplit:
             DataError: the shard is missing.
             StorageError: the file system fails.
         """
+        return self._read(index, os.pread)
+
+    def read_many(self, indices: Iterable[int]) -> Iterator[memoryview]:
+        """The encoded images of some samples in turn, each in memory that the next one is read into.
+
+        New memory can cost as much as the reading: 12 microseconds instead of 6 for 21 kB where the allocator
+        gives memory back to the system each time, 15 instead of 12 for 110 kB where a batch is kept.
+
+        Raises:
+            DamagedSampleError, DataError, StorageError: as :meth:`read`, when it is a sample's turn.
+        """
+        read = _ReusedMemory().pread
+        for index in indices:
+            yield self._read(index, read)
+
+    def _read(self, index: int, pread: Callable[[int, int, int], EncodedT]) -> EncodedT:
         # Runs once a sample, and its own time is to stay small beside the 10 microseconds of the pread.
-        number, row = self._locate(index)
-        shard = self._shards[number]
-        length = shard.lengths.item(row)
-        descriptor = self._files.get(number)
+        block = self._block(index)
+        offset, length, checksum = _PLACE.unpack_from(
+            self._index.data, block.rows + (index - block.first) * ROW_BYTES
+        )
+        file = block.shard.file
+        descriptor = self._files.get(file)
         try:
             if descriptor is None:
-                descriptor = self._open(number)
-            encoded = os.pread(descriptor, length, shard.starts.item(row))
+                descriptor = self._open(file)
+            encoded = pread(descriptor, length, block.shard.data_offset + offset)
         except FileNotFoundError:
-            raise DataError(f"{shard.path} is missing; copy it again.") from None
+            raise DataError(f"{self._shards / file} is missing; copy it again.") from None
         except OSError as error:
-            raise StorageError(f"cannot read {shard.path}: {error.strerror}.") from error
-        if len(encoded) != length or (
-            self._verify and xxh3_64_intdigest(encoded) != shard.checksums.item(row)
-        ):
-            raise DamagedSampleError(f"{shard.describe(row)} is damaged; copy the shard again.")
+            raise StorageError(f"cannot read {self._shards / file}: {error.strerror}.") from error
+        if len(encoded) != length or (self._verify and xxh3_64_intdigest(encoded) != checksum):
+            raise DamagedSampleError(f"{self.describe(index)} is damaged; copy the shard again.")
         return encoded
 
     def labels(self, index: int) -> NDArray[np.float32]:
         """(n, 5) class, cx, cy, w, h in 0..1 of the image."""
-        number, row = self._locate(index)
-        shard = self._shards[number]
-        return shard.labels[shard.label_ptr.item(row) : shard.label_ptr.item(row + 1)]
+        block = self._block(index)
+        first, last = self._run(block.label_ptr, index - block.first)
+        return np.frombuffer(
+            self._index.data, DATASETS["labels"], 5 * (last - first), block.labels + first * BOX_BYTES
+        ).reshape(-1, 5)
 
     def flags(self, index: int) -> NDArray[np.uint8]:
         """(n,) bits: 1 crowd, 2 difficult, 4 truncated (:mod:`hvdyolo.data.format`)."""
-        number, row = self._locate(index)
-        shard = self._shards[number]
-        return shard.label_flags[shard.label_ptr.item(row) : shard.label_ptr.item(row + 1)]
+        block = self._block(index)
+        first, last = self._run(block.label_ptr, index - block.first)
+        return np.frombuffer(self._index.data, np.uint8, last - first, block.label_flags + first)
 
     def size(self, index: int) -> tuple[int, int]:
         """Height and width of the stored image, pixels."""
-        number, row = self._locate(index)
-        sizes = self._shards[number].sizes
-        return sizes.item(row, 0), sizes.item(row, 1)
+        width, height = _SIZE.unpack_from(self._index.data, self._row(index) + _SIZE_AT)
+        return height, width
 
     def source_size(self, index: int) -> tuple[int, int]:
         """Height and width of the image before packing shrank it, pixels."""
-        number, row = self._locate(index)
-        sizes = self._shards[number].source_sizes
-        return sizes.item(row, 0), sizes.item(row, 1)
+        width, height = _SIZE.unpack_from(self._index.data, self._row(index) + _SOURCE_SIZE_AT)
+        return height, width
 
     def sample_id(self, index: int) -> int:
         """Number of the sample in its split, by the order of names."""
-        number, row = self._locate(index)
-        return self._shards[number].sample_ids.item(row)
+        (number,) = POINTER.unpack_from(self._index.data, self._row(index) + _SAMPLE_ID_AT)
+        return int(number)
 
     def name(self, index: int) -> str:
         """Name of the source file, relative to the images' folder."""
-        number, row = self._locate(index)
-        return self._shards[number].name(row)
+        block = self._block(index)
+        first, last = self._run(block.name_ptr, index - block.first)
+        raw = self._index.data[block.names + first : block.names + last]
+        return raw.decode(errors="surrogateescape")
 
     def describe(self, index: int) -> str:
         """Shard, record and file of a sample, for messages."""
-        number, row = self._locate(index)
-        return self._shards[number].describe(row)
+        block = self._block(index)
+        return f"{self._shards / block.shard.file}: sample {index - block.first} ({self.name(index)})"
 
     def shard_file(self, index: int) -> str:
         """Name of the shard that holds a sample."""
-        number, _ = self._locate(index)
-        return self._shards[number].path.name
+        return self._block(index).shard.file
 
     def close(self) -> None:
         """Close the files this process opened."""
@@ -139,17 +184,75 @@ class PackedSplit:
         if hasattr(self, "_files"):
             self.close()
 
-    def _locate(self, index: int) -> tuple[int, int]:
-        """Number of the shard and row in it."""
-        if not 0 <= index < self._firsts[-1]:
+    def _block(self, index: int) -> Block:
+        """The block of the shard that holds a sample."""
+        if not 0 <= index < self._samples:
             raise IndexError(f"sample {index} of {len(self)}")
-        number = bisect_right(self._firsts, index) - 1
-        return number, index - self._firsts[number]
+        return self._blocks[bisect_right(self._firsts, index) - 1]
 
-    def _open(self, number: int) -> int:
+    def _row(self, index: int) -> int:
+        """Where in the index a sample's row begins."""
+        block = self._block(index)
+        return block.rows + (index - block.first) * ROW_BYTES
+
+    def _run(self, pointers: int, row: int) -> tuple[int, int]:
+        """Where a sample's labels or name begin and end, by the pointers of its shard."""
+        first, last = _RUN.unpack_from(self._index.data, pointers + row * POINTER.size)
+        return first, last
+
+    def _open(self, file: str) -> int:
         """A new descriptor of a shard; the one opened longest ago is closed when there are too many."""
         while len(self._files) >= _MOST_OPEN_FILES:
             os.close(self._files.popitem(last=False)[1])
-        descriptor = os.open(self._shards[number].path, os.O_RDONLY | os.O_CLOEXEC)
-        self._files[number] = descriptor
+        descriptor = os.open(self._shards / file, os.O_RDONLY | os.O_CLOEXEC)
+        self._files[file] = descriptor
         return descriptor
+
+
+class _ReusedMemory:
+    """``pread`` into the memory of the call before, unless that is too small."""
+
+    def __init__(self) -> None:
+        self._memory = np.empty(_USUAL_BYTES, dtype=np.uint8).data
+
+    def pread(self, descriptor: int, length: int, offset: int) -> memoryview:
+        if len(self._memory) < length:
+            self._memory = np.empty(2 * length, dtype=np.uint8).data
+        wanted = self._memory[:length]
+        got = os.preadv(descriptor, (wanted,), offset)
+        return wanted if got == length else wanted[:got]
+
+
+@dataclass(frozen=True)
+class _IndexInMemory:
+    """The index of a split that was packed without an index file."""
+
+    data: bytes
+
+
+def _open_index(root: Path, info: SplitInfo, classes: int, shards: Path) -> NodeFile | _IndexInMemory:
+    if info.index is None:
+        return _IndexInMemory(b"".join(block_of(read_shard(shards, shard, classes)) for shard in info.shards))
+    path = root / info.index.file
+
+    def check(index: Index) -> None:
+        check_index(index, info.shards, classes, path)
+        _check_sizes(shards, info.shards)
+
+    # All that is checked, so that equal names are of what was checked for the same.
+    name = xxh3_128_hexdigest(repr((info, classes)).encode())
+    return NodeFile(Origin(path, info.index.bytes, info.index.digest), name, check)
+
+
+def _check_sizes(root: Path, shards: Sequence[ShardRecord]) -> None:
+    """See that no shard is missing or cut; what is in them is checked as it is read."""
+    for shard in shards:
+        path = root / shard.file
+        try:
+            size = path.stat().st_size
+        except FileNotFoundError:
+            raise DataError(f"{path} is missing; copy it again or pack the dataset again.") from None
+        except OSError as error:
+            raise StorageError(f"cannot read {path}: {error.strerror or error}.") from None
+        if size != shard.bytes:
+            raise DataError(f"{path} has {size} bytes and should have {shard.bytes}; copy it again.")

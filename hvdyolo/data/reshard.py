@@ -26,6 +26,7 @@ from hvdyolo.data.lint import REPORT_DATA_NAME, REPORT_NAME
 from hvdyolo.data.manifest import Manifest, SplitInfo, build_manifest, read_manifest, write_manifest
 from hvdyolo.data.pack_output import WORK, claim_output
 from hvdyolo.data.pack_plan import PLAN_NAME
+from hvdyolo.data.read_back import read_back
 from hvdyolo.data.sequential import read_images
 from hvdyolo.data.shard import Shard, read_shard
 from hvdyolo.data.writer import Sample, ShardDescription, ShardRecord, ShardWriter
@@ -71,12 +72,13 @@ def reshard(root: Path, out: Path, shard_bytes: int) -> Manifest:
         for shard in _plan_split(_OldShards(root, info, source.names), split, shard_bytes, content)
     ]
     records = _copy(plan, out, source, settings)
-    if _content(out, source.names, records) != content.dataset_id():
+    found = read_back(out, out / WORK, source.names, records)
+    if found.dataset_id != content.dataset_id():
         raise InternalError(f"{out} differs from what {root} held at first; remove it and start again.")
     for name in (REPORT_NAME, REPORT_DATA_NAME):
         if (root / name).is_file():
             write_atomically(out / name, (root / name).read_bytes())
-    manifest = build_manifest(source.dataset_id, source.names, records, settings)
+    manifest = build_manifest(source.dataset_id, source.names, records, settings, found.indexes)
     write_manifest(manifest, out)
     shutil.rmtree(out / WORK, ignore_errors=True)
     return manifest
@@ -201,15 +203,6 @@ def _copy(
             write_json(path, asdict(writer.record))
         records[shard.split].append(ShardRecord(**json.loads(path.read_bytes())))
     return records
-
-
-def _content(root: Path, names: tuple[str, ...], records: Mapping[str, Sequence[ShardRecord]]) -> str:
-    """Identity of what was written, read as a reader would."""
-    content = ContentDigest(names)
-    for split, shards in records.items():
-        for record in shards:
-            content.add(split, read_shard(root, record, len(names)))
-    return content.dataset_id()
 
 
 def _tell(line: str) -> None:

@@ -1,12 +1,15 @@
 """``hvdyolo verify`` for packed data: every checksum, every count."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import xxhash
 from xxhash import xxh3_64_intdigest
 
-from hvdyolo.data.manifest import Manifest, read_manifest
+from hvdyolo.data.index_file import block_of
+from hvdyolo.data.manifest import Manifest, SplitInfo, read_manifest
+from hvdyolo.data.node_file import Origin, read_verified
 from hvdyolo.data.shard import Shard, read_shard
 from hvdyolo.data.writer import ShardRecord
 from hvdyolo.utils.errors import DataError, StorageError
@@ -27,19 +30,15 @@ def verify_packed(root: Path) -> Verified:
     """Read everything in a packed dataset.
 
     Raises:
-        DataError: something is damaged; names the shards to copy again.
+        DataError: something is damaged; names the files to copy again.
         HvdyoloError: the manifest itself cannot be used, or the file system fails.
     """
     manifest = read_manifest(root)
     problems = list(find_problems(root))
     if problems:
-        shards = sorted({problem.shard for problem in problems})
         told = "; ".join(problem.text for problem in problems[:_MOST_TOLD])
         more = f"; and {len(problems) - _MOST_TOLD} more" if len(problems) > _MOST_TOLD else ""
-        raise DataError(
-            f"{root} is damaged in {len(shards)} of {_count_shards(manifest)} shards ({', '.join(shards)}): "
-            f"{told}{more}"
-        )
+        raise DataError(f"{root} is damaged in {_where(problems, manifest)}: {told}{more}")
     return Verified(
         splits=len(manifest.splits),
         samples=sum(info.samples for info in manifest.splits.values()),
@@ -49,9 +48,9 @@ def verify_packed(root: Path) -> Verified:
 
 @dataclass(frozen=True)
 class Problem:
-    """A shard, or a sample in it, that is not what was packed."""
+    """A shard or index file, or a sample in it, that is not what was packed."""
 
-    shard: str
+    file: str
     text: str
 
 
@@ -59,13 +58,32 @@ def find_problems(root: Path) -> Iterator[Problem]:
     """Everything that is wrong, shard by shard; samples are read in the order in which they lie."""
     manifest = read_manifest(root)
     for info in manifest.splits.values():
-        for record in info.shards:
-            try:
-                shard = read_shard(root, record, len(manifest.names))
-            except DataError as error:
-                yield Problem(record.file, str(error))
-            else:
-                yield from _find_in_samples(shard, record)
+        yield from _find_in_split(root, info, len(manifest.names))
+
+
+def _find_in_split(root: Path, info: SplitInfo, classes: int) -> Iterator[Problem]:
+    blocks = xxhash.xxh3_128()
+    sound = True
+    for record in info.shards:
+        try:
+            shard = read_shard(root, record, classes)
+        except DataError as error:
+            sound = False
+            yield Problem(record.file, str(error))
+        else:
+            blocks.update(block_of(shard))
+            yield from _find_in_samples(shard, record)
+    if info.index is None:
+        return
+    path = root / info.index.file
+    try:
+        for _ in read_verified(Origin(path, info.index.bytes, info.index.digest)):
+            pass
+    except DataError as error:
+        yield Problem(info.index.file, str(error))
+    else:
+        if sound and blocks.hexdigest() != info.index.digest:
+            yield Problem(info.index.file, f"{path} is not the index of these shards; pack the data again")
 
 
 def _find_in_samples(shard: Shard, record: ShardRecord) -> Iterator[Problem]:
@@ -81,5 +99,10 @@ def _find_in_samples(shard: Shard, record: ShardRecord) -> Iterator[Problem]:
         raise StorageError(f"cannot read {shard.path}: {error.strerror}.") from error
 
 
-def _count_shards(manifest: Manifest) -> int:
-    return sum(len(info.shards) for info in manifest.splits.values())
+def _where(problems: Sequence[Problem], manifest: Manifest) -> str:
+    """The damaged files, in words."""
+    files = sorted({problem.file for problem in problems})
+    shards = {record.file for info in manifest.splits.values() for record in info.shards}
+    damaged = [file for file in files if file in shards]
+    where = [f"{len(damaged)} of {len(shards)} shards ({', '.join(damaged)})"] if damaged else []
+    return " and ".join([*where, *(file for file in files if file not in shards)])

@@ -215,10 +215,10 @@ def test_damage_outside_the_images_is_told_once_before_anything_begins(
 ) -> None:
     data, run = tmp_path / "data", tmp_path / "run"
     shutil.copytree(synthetic, data)
-    shard = next(data.glob("val-*.h5"))
-    raw = bytearray(shard.read_bytes())
-    raw[3000] ^= 1  # in the index or the labels: /data begins at 1 MiB
-    shard.write_bytes(raw)
+    index = data / "val.index"
+    raw = bytearray(index.read_bytes())
+    raw[3000] ^= 1
+    index.write_bytes(raw)
     if command == "train":
         line = words(data, run)
     else:
@@ -229,7 +229,7 @@ def test_damage_outside_the_images_is_told_once_before_anything_begins(
     assert ended.code == 65, ended.output
     told = [line for line in ended.output.splitlines() if line.startswith("hvdyolo")]
     assert len(told) == 1, ended.output
-    assert f"{shard.name} is damaged" in told[0]
+    assert f"{index.name} is damaged" in told[0]
     assert not run.exists()
 
 

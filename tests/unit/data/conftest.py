@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hvdyolo.data.identity import ContentDigest
+from hvdyolo.data.format import index_name
 from hvdyolo.data.manifest import build_manifest, write_manifest
-from hvdyolo.data.shard import read_shard
+from hvdyolo.data.read_back import read_back
 from hvdyolo.data.writer import Sample, ShardDescription, ShardRecord, ShardWriter
 
 NAMES = ("cat", "dog", "emu")
@@ -84,9 +84,9 @@ def write_shard(root: Path, name: str, samples: Sequence[Sample], number: int = 
 
 @pytest.fixture
 def packed(tmp_path: Path, samples: Callable[..., list[Sample]]) -> Callable[..., Packed]:
-    """Write a dataset of some shards with a few samples each."""
+    """Write a dataset of some shards with a few samples each; without index files, as it was done once."""
 
-    def build(shards: int = 1, each: int = 5) -> Packed:
+    def build(shards: int = 1, each: int = 5, index: bool = True) -> Packed:
         root = tmp_path / "packed"
         root.mkdir()
         everything = samples(shards * each)
@@ -99,11 +99,12 @@ def packed(tmp_path: Path, samples: Callable[..., list[Sample]]) -> Callable[...
             )
             for number in range(shards)
         ]
-        content = ContentDigest(NAMES)
-        for record in records:
-            content.add("train", read_shard(root, record, len(NAMES)))
+        found = read_back(root, root, NAMES, {"train": records})
         settings = {"max_side": None}
-        write_manifest(build_manifest(content.dataset_id(), NAMES, {"train": records}, settings), root)
+        indexes = found.indexes if index else {}
+        if not index:
+            (root / index_name("train")).unlink()
+        write_manifest(build_manifest(found.dataset_id, NAMES, {"train": records}, settings, indexes), root)
         return Packed(root, everything, records)
 
     return build

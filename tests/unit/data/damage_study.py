@@ -1,4 +1,4 @@
-"""``python damage_study.py ROOT``: damages a packed dataset in 1,000 ways, one after the other, and reads it.
+"""``python damage_study.py ROOT``: damages a packed dataset in 1,000 ways and more, in turn, and reads it.
 
 Prints a JSON object a damage. A program of its own, because damaged files can crash or hang the HDF5 library.
 """
@@ -15,11 +15,12 @@ from typing import Any
 import h5py
 import numpy as np
 
-from hvdyolo.data.format import DATASETS, MANIFEST_NAME
+from hvdyolo.data.format import DATASETS, MANIFEST_NAME, index_name
 from hvdyolo.data.manifest import Manifest, read_manifest
 from hvdyolo.data.reader import PackedSplit
 from hvdyolo.utils.errors import DataError, MismatchError
 
+INDEX = index_name("train")
 FLIPS = {
     "structure": 250,
     "padding": 50,
@@ -31,9 +32,10 @@ FLIPS = {
     "names": 25,
     "name_ptr": 50,
     MANIFEST_NAME: 75,
+    INDEX: 200,
 }
 """Flipped bits by where they are: ``structure`` is HDF5's own, ``padding`` the empty space before /data."""
-SHARD_CUTS, MANIFEST_CUTS = 50, 25
+SHARD_CUTS, MANIFEST_CUTS, INDEX_CUTS = 50, 25, 25
 
 
 @dataclass(frozen=True)
@@ -92,14 +94,21 @@ def _damages(root: Path, manifest: Manifest) -> Iterator[Damage]:
     random = np.random.default_rng(0)
     shards = [record.file for record in manifest.splits["train"].shards]
     places = {file: _regions(root / file) for file in shards}
-    places[MANIFEST_NAME] = {MANIFEST_NAME: np.arange((root / MANIFEST_NAME).stat().st_size)}
+    for file in (MANIFEST_NAME, INDEX):
+        if (root / file).exists():
+            places[file] = {file: np.arange((root / file).stat().st_size)}
     for region, count in FLIPS.items():
         files = [file for file, regions in places.items() if region in regions]
-        for number in range(count):
+        for number in range(count if files else 0):
             file = files[number % len(files)]
             place, bit = random.choice(places[file][region]), random.integers(8)
             yield Damage(region, file, int(place), int(bit))
-    for files, count in ((shards, SHARD_CUTS), ([MANIFEST_NAME], MANIFEST_CUTS)):
+    indexes = [INDEX] if INDEX in places else []
+    for files, count in (
+        (shards, SHARD_CUTS),
+        ([MANIFEST_NAME], MANIFEST_CUTS),
+        (indexes, INDEX_CUTS * len(indexes)),
+    ):
         for number in range(count):
             file = files[number % len(files)]
             yield Damage("cut", file, int(random.integers((root / file).stat().st_size)), None)

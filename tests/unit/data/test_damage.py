@@ -1,4 +1,4 @@
-"""1,000 damages to a packed dataset: none is used, none crashes or hangs, each is named."""
+"""Damages to a packed dataset, 1,000 and more: none is used, none crashes or hangs, each is named."""
 
 import json
 import subprocess
@@ -6,43 +6,65 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from itertools import accumulate
+from pathlib import Path
 from typing import Any
 
 import damage_study
-import pytest
 
-from hvdyolo.data.format import MANIFEST_NAME
+from hvdyolo.data.format import DATASETS, MANIFEST_NAME
 
 Cases = list[dict[str, Any]]
 
 
-@pytest.fixture
-def study(packed: Callable[..., Any]) -> tuple[Any, Cases]:
-    """The dataset, and what became of it in each case."""
-    data = packed(shards=2, each=6)
+def study(data: Any) -> Cases:
+    """What became of a dataset in each case."""
     command = [sys.executable, "-X", "faulthandler", damage_study.__file__, data.root]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert ended.returncode == 0, ended.stderr
-    return data, list(map(json.loads, ended.stdout.splitlines()))
+    return list(map(json.loads, ended.stdout.splitlines()))
 
 
-def test_no_damage_is_used_and_none_crashes_or_hangs(study: tuple[Any, Cases]) -> None:
-    data, cases = study
+def test_no_damage_is_used_and_none_crashes_or_hangs(packed: Callable[..., Any]) -> None:
+    data = packed(shards=2, each=6)
+    cases = study(data)
+    assert len(cases) == 1225
+    assert Counter(case["region"] for case in cases) == {**damage_study.FLIPS, "cut": 100}
+    unread = [*DATASETS, "structure", "padding"]
+    for case in cases:
+        assert not case["wrong"], case
+        assert not case["hdf5"], case
+        if case["region"] == "data":
+            # Known only when the image is read, and then of this image alone.
+            assert (case["refused"], case["unreadable"]) == (False, [hit_sample(data, case)]), case
+        elif case["region"] in unread or only_newline(data.root, case):
+            # The index file says all that the shards say besides.
+            assert (case["refused"], case["unreadable"]) == (False, []), case
+        else:
+            assert case["refused"], case
+
+
+def test_no_damage_is_used_without_an_index_file_either(packed: Callable[..., Any]) -> None:
+    data = packed(shards=2, each=6, index=False)
+    cases = study(data)
     assert len(cases) == 1000
-    assert Counter(case["region"] for case in cases) == {**damage_study.FLIPS, "cut": 75}
+    flips = {region: count for region, count in damage_study.FLIPS.items() if region != damage_study.INDEX}
+    assert Counter(case["region"] for case in cases) == {**flips, "cut": 75}
     for case in cases:
         assert not case["wrong"], case
         if case["region"] == "data":
             # Known only when the image is read, and then of this image alone.
             assert (case["refused"], case["unreadable"]) == (False, [hit_sample(data, case)]), case
-        elif case["file"] == MANIFEST_NAME and not case["refused"]:
-            # The manifest's digest is of what it says: a cut that takes the newline at its end takes nothing.
-            assert case["bit"] is None, case
-            assert case["place"] == (data.root / MANIFEST_NAME).stat().st_size - 1, case
-            assert not case["unreadable"], case
+        elif only_newline(data.root, case):
+            assert (case["refused"], case["unreadable"]) == (False, []), case
         else:
             assert case["refused"], case
             assert not case["hdf5"], f"the HDF5 library has seen a damaged file: {case}"
+
+
+def only_newline(root: Path, case: dict[str, Any]) -> bool:
+    """Whether a cut takes the newline from the end of the manifest, whose digest is of what it says."""
+    size = (root / MANIFEST_NAME).stat().st_size
+    return (case["file"], case["bit"], case["place"]) == (MANIFEST_NAME, None, size - 1)
 
 
 def hit_sample(data: Any, case: dict[str, Any]) -> int:

@@ -234,7 +234,7 @@ def forge(data: Packed, attack: Attack, name: str, foreign: Path) -> None:
     os.truncate(path, max(path.stat().st_size, data.records[0].bytes))
     record = replace(data.records[0], bytes=path.stat().st_size)
     record = replace(record, digest=digest_outside(path, record.data_offset, record.data_bytes))
-    write_manifest(build_manifest("0" * 32, ("cat", "dog", "emu"), {"train": [record]}, {}), data.root)
+    write_manifest(build_manifest("0" * 32, ("cat", "dog", "emu"), {"train": [record]}, {}, {}), data.root)
 
 
 def read_naively(path: Path, name: str) -> bytes:

@@ -79,13 +79,40 @@ def test_no_manifest_and_no_directory_are_wrong_usage(tmp_path: Path) -> None:
         read_manifest(tmp_path / "none")
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda content: content["splits"]["train"].pop("index"),
+        lambda content: content["splits"]["train"].update(index=None),
+    ],
+)
+def test_a_manifest_of_before_there_were_indexes_is_read(packed: Build, change: Any) -> None:
+    root = packed().root
+    rewrite(root, change)
+    assert read_manifest(root).splits["train"].index is None
+
+
 def change_shard(**values: Any) -> Callable[[dict[str, Any]], None]:
     return lambda content: content["splits"]["train"]["shards"][0].update(values)
+
+
+def change_index(**values: Any) -> Callable[[dict[str, Any]], None]:
+    return lambda content: content["splits"]["train"]["index"].update(values)
 
 
 @pytest.mark.parametrize(
     "change",
     [
+        change_index(file="val.index"),
+        change_index(file="../train.index"),
+        change_index(digest="../" + "0" * 29),
+        change_index(digest="0" * 31),
+        change_index(digest=None),
+        change_index(bytes=-1),
+        change_index(bytes=True),
+        change_index(bytes="5"),
+        change_index(extra=1),
+        lambda content: content["splits"]["train"].update(index=[]),
         change_shard(file="../elsewhere.h5"),
         change_shard(file="/etc/passwd"),
         change_shard(file="train-00001-of-00001.h5"),

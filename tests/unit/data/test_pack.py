@@ -91,7 +91,8 @@ def test_samples_are_shuffled(folder: Callable[..., Path], tmp_path: Path) -> No
 def test_nothing_but_shards_manifest_and_report_is_left(folder: Callable[..., Path], tmp_path: Path) -> None:
     pack(folder(train=3, test=2), tmp_path / "out")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "lint.json", "lint.txt", "manifest.json", "test-00000-of-00001.h5", "train-00000-of-00001.h5"
+        "lint.json", "lint.txt", "manifest.json",
+        "test-00000-of-00001.h5", "test.index", "train-00000-of-00001.h5", "train.index"
     ]  # fmt: skip
 
 

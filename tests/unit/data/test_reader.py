@@ -12,16 +12,28 @@ from typing import Any
 import numpy as np
 import pytest
 
+from hvdyolo.data import node_file
 from hvdyolo.data import reader as reader_module
 from hvdyolo.data.manifest import build_manifest, write_manifest
-from hvdyolo.data.reader import PackedSplit
+from hvdyolo.data.reader import DamagedSampleError, PackedSplit
 from hvdyolo.utils.errors import DataError, StorageError, UsageError
 
 Build = Callable[..., Any]
 
 
-def test_every_sample_comes_back_over_the_borders_of_shards(packed: Build) -> None:
-    data = packed(shards=3, each=4)
+@pytest.fixture(params=["index file", "mapped", "no index file"])
+def packed_somehow(
+    request: pytest.FixtureRequest, packed: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Build:
+    """As ``packed``; the index is read, mapped from the node's copy, or that of a dataset without one."""
+    if request.param == "mapped":
+        monkeypatch.setattr(node_file, "_SHARED_FROM", 1)
+        monkeypatch.setattr(node_file, "_places", lambda: (tmp_path,))
+    return lambda **counts: packed(**counts, index=request.param != "no index file")
+
+
+def test_every_sample_comes_back_over_the_borders_of_shards(packed_somehow: Build) -> None:
+    data = packed_somehow(shards=3, each=4)
     split = PackedSplit(data.root, "train")
     assert split.names == ("cat", "dog", "emu")
     assert len(split) == 12
@@ -42,6 +54,47 @@ def test_there_is_no_sample_beyond_the_ends(packed: Build, index: int) -> None:
     for method in (split.read, split.labels, split.flags, split.size, split.name, split.sample_id):
         with pytest.raises(IndexError):
             method(index)
+
+
+def test_many_samples_come_in_the_order_asked_for(packed_somehow: Build) -> None:
+    data = packed_somehow(shards=3, each=4)
+    split = PackedSplit(data.root, "train")
+    asked = [11, 0, 5, 1, 10, 5, 4]
+    read = [bytes(encoded) for encoded in split.read_many(asked)]
+    assert read == [data.samples[index].encoded for index in asked]
+    assert list(split.read_many([])) == []
+    with pytest.raises(IndexError):
+        list(split.read_many([0, 12]))
+
+
+def test_many_samples_are_read_into_the_same_memory(packed: Build) -> None:
+    data = packed(each=5)
+    asked = sorted(range(5), key=lambda index: len(data.samples[index].encoded), reverse=True)
+    split = PackedSplit(data.root, "train")
+    assert len({id(encoded.obj) for encoded in list(split.read_many(asked))}) == 1
+    one, other = split.read_many(asked[:1]), split.read_many(asked[1:2])
+    assert bytes(next(one)) != bytes(next(other))
+
+
+def test_memory_for_many_samples_grows_with_them(packed: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader_module, "_USUAL_BYTES", 1)
+    data = packed(each=5)
+    images = [bytes(encoded) for encoded in PackedSplit(data.root, "train").read_many(range(5))]
+    assert images == [sample.encoded for sample in data.samples]
+
+
+def test_one_damaged_sample_of_many_is_named_when_it_is_its_turn(packed: Build) -> None:
+    data = packed(each=4)
+    path = data.root / data.records[0].file
+    raw = bytearray(path.read_bytes())
+    raw[data.records[0].data_offset + len(data.samples[0].encoded)] ^= 1
+    path.write_bytes(raw)
+    split = PackedSplit(data.root, "train")
+    many = split.read_many([3, 1, 2])
+    assert bytes(next(many)) == data.samples[3].encoded
+    with pytest.raises(DamagedSampleError, match="sample 1 "):
+        next(many)
+    assert [bytes(encoded) for encoded in split.read_many([2])] == [data.samples[2].encoded]
 
 
 def test_a_flip_in_any_byte_of_an_image_is_noticed_in_that_image_only(packed: Build) -> None:
@@ -70,6 +123,8 @@ def test_a_file_that_is_cut_while_it_is_open_is_noticed(packed: Build, verify: b
     os.truncate(data.root / data.records[0].file, data.records[0].data_offset + 10)
     with pytest.raises(DataError, match="is damaged"):
         split.read(0)
+    with pytest.raises(DataError, match="is damaged"):
+        next(split.read_many([0]))
 
 
 def test_a_file_that_goes_while_it_is_not_open_is_named(packed: Build) -> None:
@@ -140,8 +195,8 @@ def test_open_files_end_with_their_reader(packed: Build) -> None:
 
 
 @pytest.mark.parametrize("duplicate", [copy.copy, lambda split: pickle.loads(pickle.dumps(split))])
-def test_no_descriptor_crosses_a_copy(packed: Build, duplicate: Callable[[Any], Any]) -> None:
-    data = packed()
+def test_no_descriptor_crosses_a_copy(packed_somehow: Build, duplicate: Callable[[Any], Any]) -> None:
+    data = packed_somehow()
     split = PackedSplit(data.root, "train")
     split.read(0)
     other = duplicate(split)
@@ -152,8 +207,8 @@ def test_no_descriptor_crosses_a_copy(packed: Build, duplicate: Callable[[Any], 
 
 
 @pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
-def test_it_reads_in_another_process(packed: Build, method: str) -> None:
-    data = packed(shards=2, each=3)
+def test_it_reads_in_another_process(packed_somehow: Build, method: str) -> None:
+    data = packed_somehow(shards=2, each=3)
     split = PackedSplit(data.root, "train")
     split.read(0)  # so that there is an open file to inherit
     context = multiprocessing.get_context(method)
@@ -162,11 +217,34 @@ def test_it_reads_in_another_process(packed: Build, method: str) -> None:
     assert split.read(0) == data.samples[0].encoded
 
 
-def test_what_is_handed_out_cannot_be_changed(packed: Build) -> None:
-    split = PackedSplit(packed().root, "train")
+def test_what_is_handed_out_cannot_be_changed(packed_somehow: Build) -> None:
+    split = PackedSplit(packed_somehow().root, "train")
     for array in (split.labels(1), split.flags(1)):
         with pytest.raises(ValueError, match="read-only"):
             array[...] = 0
+
+
+def test_what_is_handed_out_outlives_the_split(packed_somehow: Build) -> None:
+    data = packed_somehow()
+    split = PackedSplit(data.root, "train")
+    labels, flags = split.labels(3), split.flags(3)
+    del split
+    np.testing.assert_array_equal(labels, data.samples[3].labels)
+    np.testing.assert_array_equal(flags, data.samples[3].flags)
+
+
+def test_of_a_mapped_index_a_worker_is_sent_no_more_than_where_it_is(
+    packed: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of each shard, what the manifest says; of the samples, nothing."""
+    root = packed(shards=2, each=100).root
+    small = pickle.dumps(PackedSplit(root, "train"))
+    monkeypatch.setattr(node_file, "_SHARED_FROM", 1)
+    monkeypatch.setattr(node_file, "_places", lambda: (tmp_path,))
+    index = (root / "train.index").stat().st_size
+    mapped = pickle.dumps(PackedSplit(root, "train"))
+    assert len(mapped) < len(small) - index + 500
+    assert len(mapped) < 2500
 
 
 def test_an_unknown_split_is_wrong_usage_and_tells_which_there_are(packed: Build) -> None:
@@ -175,7 +253,7 @@ def test_an_unknown_split_is_wrong_usage_and_tells_which_there_are(packed: Build
 
 
 def test_an_empty_split_is_refused(tmp_path: Path) -> None:
-    write_manifest(build_manifest("0" * 32, ("cat",), {"val": []}, {}), tmp_path)
+    write_manifest(build_manifest("0" * 32, ("cat",), {"val": []}, {}, {}), tmp_path)
     with pytest.raises(DataError, match=r"'val' .* is empty"):
         PackedSplit(tmp_path, "val")
 
@@ -183,5 +261,6 @@ def test_an_empty_split_is_refused(tmp_path: Path) -> None:
 def test_shards_swapped_between_datasets_are_noticed(packed: Build, tmp_path: Path) -> None:
     data = packed(shards=2, each=4)
     shutil.copy(data.root / data.records[1].file, data.root / data.records[0].file)
-    with pytest.raises(DataError):
-        PackedSplit(data.root, "train")
+    for index in range(4):
+        with pytest.raises(DataError, match=r"00000-of-00002\.h5.* is damaged"):
+            PackedSplit(data.root, "train").read(index)

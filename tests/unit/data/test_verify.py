@@ -1,13 +1,16 @@
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import h5py
 import pytest
+from xxhash import xxh3_128_hexdigest
 
 from hvdyolo.data.format import DATASETS
+from hvdyolo.data.manifest import read_manifest, write_manifest
 from hvdyolo.data.verify import find_problems, verify_packed
 from hvdyolo.utils.errors import DataError, MismatchError, UsageError
 
@@ -39,7 +42,7 @@ def test_everything_that_is_damaged_is_found_in_one_go(packed: Build) -> None:
     damage(files[1], 20)
     files[3].unlink()
     problems = list(find_problems(data.root))
-    assert [problem.shard for problem in problems] == [
+    assert [problem.file for problem in problems] == [
         files[0].name,
         files[0].name,
         files[1].name,
@@ -103,6 +106,44 @@ def test_every_kind_of_damage_is_found_and_its_shard_named(packed: Build, kind: 
     DAMAGES[kind](root / SHARD)
     with pytest.raises(DataError, match=rf"damaged in 1 of 3 shards \({SHARD}\)"):
         verify_packed(root)
+
+
+INDEX_DAMAGES: dict[str, Damage] = {
+    "a bit": lambda path: damage(path, 100),
+    "the last byte": lambda path: damage(path, path.stat().st_size - 1),
+    "cut by a byte": lambda path: cut(path, 1),
+    "a byte too long": append,
+    "missing": Path.unlink,
+}
+
+
+@pytest.mark.parametrize("kind", INDEX_DAMAGES)
+def test_every_kind_of_damage_to_an_index_is_found(packed: Build, kind: str) -> None:
+    root = packed(shards=3, each=4).root
+    INDEX_DAMAGES[kind](root / "train.index")
+    with pytest.raises(DataError, match=r"is damaged in train\.index: "):
+        verify_packed(root)
+    damage(root / SHARD, 20)
+    with pytest.raises(DataError, match=rf"damaged in 1 of 3 shards \({SHARD}\) and train\.index: "):
+        verify_packed(root)
+
+
+def test_an_index_of_other_shards_is_found(packed: Build) -> None:
+    """Whose digest is in the manifest, as a bug in packing would leave it."""
+    root = packed(shards=3, each=4).root
+    path = root / "train.index"
+    damage(path, path.stat().st_size - 12)  # in a name: nothing else can tell
+    manifest = read_manifest(root)
+    info = manifest.splits["train"]
+    assert info.index is not None
+    index = replace(info.index, digest=xxh3_128_hexdigest(path.read_bytes()))
+    write_manifest(replace(manifest, splits={"train": replace(info, index=index)}), root)
+    with pytest.raises(DataError, match=r"train\.index is not the index of these shards"):
+        verify_packed(root)
+
+
+def test_data_packed_before_there_were_indexes_are_whole_without(packed: Build) -> None:
+    assert verify_packed(packed(shards=3, each=4, index=False).root).samples == 12
 
 
 @pytest.mark.parametrize("cut_bytes", [0, 5])

@@ -1,0 +1,255 @@
+"""The bytes of a file that all processes of a node read: a large file's are in the node's memory once.
+
+The first process that needs such a file copies it to the memory of the node, the others wait and map the
+copy. Whoever makes one holds a lock that the kernel gives up with the process, and a copy has its name only
+when it is whole: where the maker is killed, the next process starts over. The copies of a user lie in a
+folder that nobody else can write to. They stay for the next job, until another is made and no process has
+them mapped any longer.
+
+A copy is compared with the file's digest by every process that opens it. A process that is handed the bytes
+by another, as a loader worker is by its rank, maps what that one has compared.
+"""
+
+import fcntl
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from mmap import MAP_SHARED, PROT_READ, mmap
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from hvdyolo.utils.errors import DataError, StorageError
+
+_SHARED_FROM = 16 << 20  # bytes; what is smaller may be in every process, and leaves nothing behind
+_BLOCK_BYTES = 1 << 20  # stays in the cache of the processor from reading over the digest to writing
+
+Bytes = bytes | mmap
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A file that is to be read.
+
+    Attributes:
+        bytes: size it must have.
+        digest: xxh3-128 it must have, hexadecimal.
+    """
+
+    path: Path
+    bytes: int
+    digest: str
+
+
+class NodeFile:
+    """The bytes of a file, verified.
+
+    Pickling takes small ones along, and of large ones where they are to be mapped.
+
+    Attributes:
+        data: the bytes; not to be closed.
+        copy: what they are mapped from, if they are.
+    """
+
+    data: Bytes
+
+    def __init__(self, origin: Origin, name: str, check: Callable[[Bytes], None]) -> None:
+        """Args:
+            name: of copies; tells the file, and what it is checked for, from all others.
+            check: raises if the content will not do; large files are checked by the maker of a copy only.
+
+        Raises:
+            DataError: the file is missing or damaged.
+            StorageError: it cannot be read.
+        """
+        self._origin = origin
+        self._name = name
+        self._seen: _Seen | None = None
+        self._open(check)
+
+    @property
+    def copy(self) -> Path | None:
+        return None if self._seen is None else self._seen.path
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ if self._seen is None else {**self.__dict__, "data": b""}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self._seen is not None:
+            again = _map(self._seen.path, self._origin, self._seen)
+            if again is None:  # removed meanwhile; what it holds was checked
+                self._open(lambda _: None)
+            else:
+                self.data = again.data
+
+    def _open(self, check: Callable[[Bytes], None]) -> None:
+        for place in _places() if self._origin.bytes >= _SHARED_FROM else ():
+            mapped = _map_in(place, self._origin, self._name, check)
+            if mapped is not None:
+                self.data, self._seen = mapped.data, mapped.seen
+                return
+        self.data, self._seen = b"".join(read_verified(self._origin)), None
+        check(self.data)
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """A copy, and what tells whether it is still the one that was compared with the digest."""
+
+    path: Path
+    device: int
+    inode: int
+    modified: int
+
+
+@dataclass(frozen=True)
+class _Mapped:
+    data: mmap
+    seen: _Seen
+
+
+def _places() -> Sequence[Path]:
+    """Folders on the node where a copy may be, best first."""
+    return Path("/dev/shm"), Path(tempfile.gettempdir())
+
+
+def _map_in(place: Path, origin: Origin, name: str, check: Callable[[Bytes], None]) -> _Mapped | None:
+    """Map the copy in ``place``, and make it if need be; ``None``: ``place`` takes none."""
+    try:
+        path = _private_folder(place) / name
+        before = _look(path)
+        mapped = _map(path, origin)
+        if mapped is not None:
+            return mapped
+        with _locked(path.parent):
+            # Others may have waited for the same; whoever was first has put another file there.
+            if _look(path) == before:
+                return _make(path, origin, check)
+        return _map(path, origin)
+    except OSError:
+        return None  # it is full, cannot be written to, has no locks, or is somebody else's
+
+
+def _private_folder(place: Path) -> Path:
+    """The user's own folder in a place where everybody may write."""
+    folder = place / f"hvdyolo-index-{os.geteuid()}"
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    status = folder.lstat()
+    if not _is_private(status, stat.S_IFDIR):
+        raise PermissionError(folder)
+    return folder
+
+
+def _is_private(status: os.stat_result, kind: int) -> bool:
+    """Whether a file of a kind is this user's, and of no use to anybody else."""
+    mine = status.st_uid == os.geteuid() and not status.st_mode & 0o077
+    return mine and stat.S_IFMT(status.st_mode) == kind
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _look(path: Path) -> _Seen | None:
+    """What is there."""
+    try:
+        return _seen(path, path.lstat())
+    except FileNotFoundError:
+        return None
+
+
+def _seen(path: Path, status: os.stat_result) -> _Seen:
+    return _Seen(path, status.st_dev, status.st_ino, status.st_mtime_ns)
+
+
+def _map(path: Path, origin: Origin, seen: _Seen | None = None) -> _Mapped | None:
+    """Map a copy that is this user's, and ``seen`` or of the right digest; ``None`` if there is none."""
+    try:
+        with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW), "rb") as copy:
+            status = os.fstat(copy.fileno())
+            if not _is_private(status, stat.S_IFREG) or status.st_size != origin.bytes:
+                return None
+            # The lock of who uses it; the map keeps the open file, and so the lock, until it ends.
+            fcntl.flock(copy, fcntl.LOCK_SH)
+            data = mmap(copy.fileno(), origin.bytes, MAP_SHARED, PROT_READ)
+    except OSError:
+        return None
+    found = _seen(path, status)
+    if found != seen and xxhash.xxh3_128_hexdigest(data) != origin.digest:
+        return None
+    return _Mapped(data, found)
+
+
+def _make(path: Path, origin: Origin, check: Callable[[Bytes], None]) -> _Mapped | None:
+    """Make and map a copy, in place of those that nobody uses; ``None`` if it does not fit."""
+    _remove_unused(path.parent)
+    if shutil.disk_usage(path.parent).free < origin.bytes:
+        return None
+    temporary = path.with_name(f"{path.name}.tmp")
+    descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        with open(descriptor, "wb") as copy:
+            fcntl.flock(copy, fcntl.LOCK_SH)
+            for block in read_verified(origin):
+                copy.write(block)
+            copy.flush()
+            data = mmap(descriptor, origin.bytes, MAP_SHARED, PROT_READ)
+            seen = _seen(path, os.fstat(descriptor))
+        check(data)
+        os.rename(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    return _Mapped(data, seen)
+
+
+def _remove_unused(folder: Path) -> None:
+    """Remove the copies, whole or not, that no process has open."""
+    for path in folder.iterdir():
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
+        except BlockingIOError:
+            continue
+        finally:
+            os.close(descriptor)
+
+
+def read_verified(origin: Origin) -> Iterator[bytes]:
+    """The file in blocks; only the end of them tells that they are what they should be.
+
+    Raises:
+        DataError: they are not, or there is no file.
+        StorageError: the file system fails.
+    """
+    digest = xxhash.xxh3_128()
+    try:
+        with open(origin.path, "rb", buffering=0) as stream:
+            size = os.fstat(stream.fileno()).st_size
+            if size != origin.bytes:
+                raise DataError(
+                    f"{origin.path} has {size} bytes and should have {origin.bytes}; copy it again."
+                )
+            while block := stream.read(_BLOCK_BYTES):
+                digest.update(block)
+                yield block
+    except FileNotFoundError:
+        raise DataError(f"{origin.path} is missing; copy it again or pack the dataset again.") from None
+    except OSError as error:
+        raise StorageError(f"cannot read {origin.path}: {error.strerror or error}.") from None
+    if digest.hexdigest() != origin.digest:
+        raise DataError(f"{origin.path} is damaged; copy it again or pack the dataset again.")
