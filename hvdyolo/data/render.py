@@ -11,7 +11,7 @@ from PIL import Image
 from torch.nn.functional import interpolate
 
 from hvdyolo.data.opencv import require_opencv, resize_bilinear, warp_bilinear
-from hvdyolo.data.placement import Affine, Tile, View
+from hvdyolo.data.placement import Homography, Matrix, Tile, View
 from hvdyolo.ops.letterbox import FILL
 
 Pixels = NDArray[np.uint8]
@@ -23,14 +23,14 @@ class Renderer:
     """One way to resample.
 
     Attributes:
-        view: of an affine and the output's size.
+        view: of a homography and the output's size.
         resize: fills its second argument (h, w, 3) with its first (H, W, 3).
-        warp: fills its third argument (h, w, 3) with its first (H, W, 3) under a map (2, 3) between them.
+        warp: fills its third argument (h, w, 3) with its first (H, W, 3) under a matrix between them.
     """
 
-    view: Callable[[Affine, int], View]
+    view: Callable[[Homography, int], View]
     resize: Callable[[Pixels, Pixels], None]
-    warp: Callable[[Pixels, NDArray[np.float64], Pixels], None]
+    warp: Callable[[Pixels, Matrix, Pixels], None]
 
     def canvas(self, view: View, output: Pixels) -> Pixels:
         """Grey pixels of the view: ``output`` itself where it is the view."""
@@ -63,7 +63,7 @@ def renderer(resampling: Resampling) -> Renderer:
         UsageError: it needs OpenCV, which is not there.
     """
     if resampling == "triangle":
-        return Renderer(View.zoomed, _resize_triangle, _warp_pillow)
+        return Renderer(View.zoomed, _resize_triangle, warp_pillow)
     require_opencv(f"augment.resampling {resampling}")
     if resampling == "bilinear":
         return Renderer(View.zoomed, resize_bilinear, warp_bilinear)
@@ -85,13 +85,16 @@ def _resize_triangle(image: Pixels, target: Pixels) -> None:
     target[...] = resized[0].permute(1, 2, 0).numpy()
 
 
-def _warp_pillow(image: Pixels, to_target: NDArray[np.float64], target: Pixels) -> None:
-    from_target = np.linalg.inv(np.vstack([to_target, [0.0, 0.0, 1.0]]))
+def warp_pillow(image: Pixels, to_target: Matrix, target: Pixels) -> None:
+    """Fill ``target`` (h, w, 3) with ``image`` under a matrix, grey where there is nothing."""
+    from_target = np.linalg.inv(to_target)
+    coefficients = (from_target / from_target[2, 2]).ravel().tolist()
+    affine = not to_target[2, :2].any()
     height, width = target.shape[:2]
     warped = Image.fromarray(image).transform(
         (width, height),
-        Image.Transform.AFFINE,
-        from_target[:2].ravel().tolist(),
+        Image.Transform.AFFINE if affine else Image.Transform.PERSPECTIVE,
+        coefficients[: 6 if affine else 8],
         resample=Image.Resampling.BILINEAR,
         fillcolor=(FILL, FILL, FILL),
     )

@@ -83,6 +83,7 @@ class Learner:
             self._moved(batch.flip),
             self._moved(batch.colour_gains),
             dtype=next(self.model.parameters()).dtype,
+            size=batch.input_size,
         )
         levels = self.model(images)  # per level (B, 3, H, W, 5 + classes)
         terms = detection_loss(
