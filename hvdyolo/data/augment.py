@@ -43,7 +43,7 @@ def augment(
         other_objects = paint(source, parameters.mixup.picture, renderer, other)
         objects = mix_in(output, objects, other, other_objects, parameters.mixup.share)
     if parameters.policy is not None:
-        objects = apply_policy(output, objects, parameters.policy)
+        objects = apply_policy(output, objects, parameters.policy, renderer.warp)
     if parameters.patches:
         objects = cut_out(output, objects, parameters.patches)
     if parameters.flip_up_down:

@@ -15,6 +15,9 @@ from hvdyolo.data.placement import Homography, Matrix, Tile, View
 from hvdyolo.ops.letterbox import FILL
 
 Pixels = NDArray[np.uint8]
+Warp = Callable[[Pixels, Matrix, Pixels], None]
+"""Fills its third argument (h, w, 3) with its first (H, W, 3), another array, under a matrix between them."""
+
 Resampling = Literal["triangle", "bilinear", "exact"]
 
 
@@ -25,12 +28,12 @@ class Renderer:
     Attributes:
         view: of a homography and the output's size.
         resize: fills its second argument (h, w, 3) with its first (H, W, 3).
-        warp: fills its third argument (h, w, 3) with its first (H, W, 3) under a matrix between them.
+        warp: the second resampling, where there is one.
     """
 
     view: Callable[[Homography, int], View]
     resize: Callable[[Pixels, Pixels], None]
-    warp: Callable[[Pixels, Matrix, Pixels], None]
+    warp: Warp
 
     def canvas(self, view: View, output: Pixels) -> Pixels:
         """Grey pixels of the view: ``output`` itself where it is the view."""
@@ -63,7 +66,7 @@ def renderer(resampling: Resampling) -> Renderer:
         UsageError: it needs OpenCV, which is not there.
     """
     if resampling == "triangle":
-        return Renderer(View.zoomed, _resize_triangle, warp_pillow)
+        return Renderer(View.zoomed, _resize_triangle, _warp_pillow)
     require_opencv(f"augment.resampling {resampling}")
     if resampling == "bilinear":
         return Renderer(View.zoomed, resize_bilinear, warp_bilinear)
@@ -85,8 +88,7 @@ def _resize_triangle(image: Pixels, target: Pixels) -> None:
     target[...] = resized[0].permute(1, 2, 0).numpy()
 
 
-def warp_pillow(image: Pixels, to_target: Matrix, target: Pixels) -> None:
-    """Fill ``target`` (h, w, 3) with ``image`` under a matrix, grey where there is nothing."""
+def _warp_pillow(image: Pixels, to_target: Matrix, target: Pixels) -> None:
     from_target = np.linalg.inv(to_target)
     coefficients = (from_target / from_target[2, 2]).ravel().tolist()
     affine = not to_target[2, :2].any()

@@ -92,7 +92,8 @@ class Learner:
             batch.weights.to(self.device),
             counts,
             self.loss,
-            images.shape[-1],
+            # Of the setting, not of the step: gains would change with the size otherwise.
+            batch.images.shape[1],
         )
         terms.total.backward()  # type: ignore[no-untyped-call]
         return torch.stack([terms.box, terms.objectness, terms.classification]).detach().float()

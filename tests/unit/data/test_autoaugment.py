@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from drawn_objects import bounds
+from drawn_objects import RESAMPLINGS, bounds, renderer_of
 from PIL import Image
 
 from hvdyolo.data.autoaugment import apply_policy, change_boxes, change_picture
@@ -11,10 +11,12 @@ from hvdyolo.data.autoaugment_policies import POLICIES
 from hvdyolo.data.objects import Objects
 from hvdyolo.data.parameters import PolicyDraw
 from hvdyolo.data.placement import LEAST_AREA, LEAST_SIDE
+from hvdyolo.data.render import renderer
 from hvdyolo.ops.letterbox import FILL
 
 SIZE = 128
 BOX = (40, 30, 90, 70)
+WARP = renderer("triangle").warp
 ONLY_BOXES = [*MOVES_IN_BOXES, "Flip_Only_BBoxes", "Equalize_Only_BBoxes", "Cutout_Only_BBoxes"]
 IN_PICTURES = [*MOVES, *COLOURS, "Cutout", "BBox_Cutout"]
 
@@ -95,7 +97,7 @@ def test_enhancements_weaken_below_half_strength_and_sharpen_above(name: str) ->
 @pytest.mark.parametrize("name", COLOURS)
 def test_colours_move_nothing(name: str) -> None:
     pixels, objects = noise(), drawn()[1]
-    found = change_picture(name, 0.9, pixels, objects, Draws(0.0))
+    found = change_picture(name, 0.9, pixels, objects, WARP, Draws(0.0))
     assert found is objects
     assert not np.array_equal(pixels, noise()) or name == "AutoContrast"
 
@@ -118,21 +120,23 @@ def test_colours_move_nothing(name: str) -> None:
 def test_moves_by_hand(name: str, strength: float, expected: tuple[int, ...]) -> None:
     pixels, objects = drawn()
     sign = 0.0 if strength >= 0 else 0.9
-    found = change_picture(name, abs(strength), pixels, objects, Draws(sign))
+    found = change_picture(name, abs(strength), pixels, objects, WARP, Draws(sign))
     np.testing.assert_allclose(found.boxes_xyxy[0], expected, atol=1e-9)
     assert found.classes.tolist() == [4]
     np.testing.assert_allclose(bounds(shows(pixels)), expected, atol=1.01)
 
 
 @pytest.mark.parametrize("name", MOVES)
-def test_boxes_bound_what_has_moved(name: str) -> None:
+@pytest.mark.parametrize("resampling", RESAMPLINGS)
+def test_boxes_bound_what_has_moved(resampling: str, name: str) -> None:
+    warp = renderer_of(resampling).warp
     random = np.random.default_rng(len(name))
     kept = dropped = 0
     for _ in range(60):
         left, top = random.uniform(0, 110, 2).astype(int)
         box = (left, top, min(left + random.integers(4, 60), SIZE), min(top + random.integers(4, 60), SIZE))
         pixels, objects = drawn(box)
-        moved = change_picture(name, float(random.random()), pixels, objects, random)
+        moved = change_picture(name, float(random.random()), pixels, objects, warp, random)
         found = bounds(shows(pixels))
         if len(moved.boxes_xyxy) == 0:
             dropped += 1
@@ -157,28 +161,28 @@ def test_boxes_bound_what_has_moved(name: str) -> None:
 def test_cutout_greys_a_square_of_the_published_size() -> None:
     pixels = np.zeros((SIZE, SIZE, 3), dtype=np.uint8)
     # 2 x 100 pixels of 640 are 40 of 128.
-    change_picture("Cutout", 1.0, pixels, drawn()[1], Draws(0.5))
+    change_picture("Cutout", 1.0, pixels, drawn()[1], WARP, Draws(0.5))
     assert bounds(pixels[..., 0] == FILL).tolist() == [44, 44, 84, 84]
     assert (pixels[44:84, 44:84] == FILL).all()
     pixels = np.zeros((SIZE, SIZE, 3), dtype=np.uint8)
-    change_picture("Cutout", 0.5, pixels, drawn()[1], Draws(0.0))  # around a corner
+    change_picture("Cutout", 0.5, pixels, drawn()[1], WARP, Draws(0.0))  # around a corner
     assert bounds(pixels[..., 0] == FILL).tolist() == [0, 0, 10, 10]
 
 
 def test_box_cutout_greys_a_part_of_one_box() -> None:
     pixels, objects = drawn((20, 20, 60, 100))
-    found = change_picture("BBox_Cutout", 1.0, pixels, objects, Draws(0.5))
+    found = change_picture("BBox_Cutout", 1.0, pixels, objects, WARP, Draws(0.5))
     # Three quarters of its sides around its middle.
     assert bounds(pixels[..., 1] == FILL).tolist() == [25, 30, 55, 90]
     assert found is objects
     none = Objects.joined([])
-    change_picture("BBox_Cutout", 1.0, pixels, none, Draws(0.5))
+    change_picture("BBox_Cutout", 1.0, pixels, none, WARP, Draws(0.5))
 
 
 @pytest.mark.parametrize("name", ONLY_BOXES)
 def test_only_pixels_inside_boxes_change(name: str) -> None:
     pixels, objects = noise(), drawn()[1]
-    change_boxes(name, 1.0, 0.8, pixels, objects, Draws(0.3))
+    change_boxes(name, 1.0, 0.8, pixels, objects, WARP, Draws(0.3))
     changed = (pixels != noise()).any(-1)
     inside = np.zeros_like(changed)
     inside[30:70, 40:90] = True
@@ -197,10 +201,17 @@ def test_only_pixels_inside_boxes_change(name: str) -> None:
 )
 def test_changes_inside_boxes_by_hand(name: str, expected) -> None:
     pixels, objects = noise(), drawn()[1]
-    change_boxes(name, 1.0, 1.0, pixels, objects, Draws(0.3))
+    change_boxes(name, 1.0, 1.0, pixels, objects, WARP, Draws(0.3))
     left, top, right, bottom = BOX
     content, rows = expected(noise()[top:bottom, left:right])
     np.testing.assert_array_equal(pixels[top:bottom, left:right][rows], content)
+
+
+def test_cutout_inside_a_box_is_smaller_and_around_a_point_of_the_box() -> None:
+    pixels, objects = drawn()
+    # 2 x 50 pixels of 640 are 20 of 128, around the middle of the box.
+    change_boxes("Cutout_Only_BBoxes", 1.0, 1.0, pixels, objects, WARP, Draws(0.3, 0.5))
+    assert bounds(pixels[..., 1] == FILL).tolist() == [55, 40, 75, 60]
 
 
 def test_a_box_is_changed_with_a_third_of_the_probability() -> None:
@@ -209,7 +220,7 @@ def test_a_box_is_changed_with_a_third_of_the_probability() -> None:
     changed = 0
     for _ in range(600):
         pixels = noise()
-        change_boxes("Flip_Only_BBoxes", 0.6, 1.0, pixels, objects, random)
+        change_boxes("Flip_Only_BBoxes", 0.6, 1.0, pixels, objects, WARP, random)
         changed += not np.array_equal(pixels, noise())
     assert changed / 600 == pytest.approx(0.2, abs=0.07)
 
@@ -220,8 +231,8 @@ def test_a_policy_follows_from_its_seed_and_keeps_boxes_on_their_objects(policy:
     for seed in range(40):
         pixels, objects = drawn()
         again, _ = drawn()
-        found = apply_policy(pixels, objects, PolicyDraw(policy, seed))
-        repeated = apply_policy(again, objects, PolicyDraw(policy, seed))
+        found = apply_policy(pixels, objects, PolicyDraw(policy, seed), WARP)
+        repeated = apply_policy(again, objects, PolicyDraw(policy, seed), WARP)
         np.testing.assert_array_equal(pixels, again)
         np.testing.assert_array_equal(found.boxes_xyxy, repeated.boxes_xyxy)
         different.add(pixels.tobytes())
@@ -237,7 +248,7 @@ def test_moves_one_after_the_other_keep_bounding_their_object() -> None:
     for _ in range(20):
         pixels, objects = drawn()
         for name in ("Rotate_BBox", "ShearX_BBox"):
-            objects = change_picture(name, 1.0, pixels, objects, random)
+            objects = change_picture(name, 1.0, pixels, objects, WARP, random)
         found = bounds(shows(pixels))
         (box,) = objects.boxes_xyxy
         assert found is not None
@@ -248,6 +259,6 @@ def test_moves_one_after_the_other_keep_bounding_their_object() -> None:
 def test_an_operation_that_there_is_not_is_a_bug() -> None:
     pixels, objects = drawn()
     with pytest.raises(ValueError, match="no operation Melt"):
-        change_picture("Melt", 1.0, pixels, objects, Draws(0.0))
+        change_picture("Melt", 1.0, pixels, objects, WARP, Draws(0.0))
     with pytest.raises(ValueError, match="no operation Melt_Only_BBoxes"):
-        change_boxes("Melt_Only_BBoxes", 1.0, 1.0, pixels, objects, Draws(0.0))
+        change_boxes("Melt_Only_BBoxes", 1.0, 1.0, pixels, objects, WARP, Draws(0.0))

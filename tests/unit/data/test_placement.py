@@ -61,6 +61,15 @@ def test_four_images_meet_in_a_corner_each() -> None:
     )
 
 
+def test_upright_and_flat_images_touch_the_meeting_point_too() -> None:
+    # At half the zoom: upright ones are 16 x 32, flat ones 32 x 16, and they meet in (32, 32).
+    sizes = [(64, 32), (32, 64), (32, 64), (64, 32)]
+    found = place(sizes, [[0, 0, width, height] for height, width in sizes], zoom=0.5)
+    np.testing.assert_allclose(
+        found, boxes([16, 0, 32, 32], [32, 16, 64, 32], [0, 32, 32, 48], [32, 32, 48, 64])
+    )
+
+
 def test_nine_images_lie_around_the_middle_one() -> None:
     # The middle one is 32 x 64, its place on the canvas of 128 x 128 is x 32 … 96, y 48 … 80.
     sizes = [(64, 64)] * 4 + [(32, 64)] + [(64, 64)] * 4
@@ -161,6 +170,21 @@ def test_a_box_bounds_all_of_it_that_shows(homography: Homography, rows: list[tu
         shows = grid[((sources >= corner[:2]) & (sources <= corner[2:])).all(1)]
         assert (shows >= bounds[:2] - 1e-6).all()
         assert (shows <= bounds[2:] + 1e-6).all()
+
+
+@given(homographies, st.tuples(*[st.floats(0, 50)] * 2, *[st.floats(4, 60)] * 2))
+def test_what_is_worth_learning_does_not_depend_on_the_view(
+    homography: Homography, row: tuple[float, ...]
+) -> None:
+    x, y, width, height = row
+    results = []
+    for view in (View.zoomed(homography, SIZE), View.unzoomed(homography, SIZE)):
+        # Of the canvas, about its middle, into the view.
+        corners = (boxes([x, y, x + width, y + height]) - SIZE / 2) * view.zoom - np.tile(view.origin, 2)
+        results.append(output_boxes(corners, view, SIZE))
+    (first, first_kept), (second, second_kept) = results
+    np.testing.assert_allclose(first, second, atol=1e-6)
+    assert first_kept.tolist() == second_kept.tolist()
 
 
 def test_what_is_behind_the_horizon_has_no_size() -> None:

@@ -10,7 +10,7 @@ from PIL import Image
 from hvdyolo.data import opencv
 from hvdyolo.data.picture import paint
 from hvdyolo.data.placement import Homography, Matrix, shift
-from hvdyolo.data.render import Renderer, renderer, warp_pillow
+from hvdyolo.data.render import Renderer, renderer
 from hvdyolo.ops.letterbox import FILL
 from hvdyolo.utils.errors import UsageError
 
@@ -133,12 +133,6 @@ def turn(degrees: float) -> Matrix:
     matrix = np.eye(3)
     matrix[:2, :2] = Homography(rotation=degrees).turn
     return matrix
-
-
-def test_a_warp_may_be_in_place() -> None:
-    pixels = cloud()
-    warp_pillow(pixels, shift(4, 0), pixels)
-    np.testing.assert_array_equal(pixels[:, 4:], cloud()[:, :-4])
 
 
 @pytest.mark.parametrize("resampling", ["bilinear", "exact"])
