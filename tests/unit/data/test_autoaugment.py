@@ -214,6 +214,13 @@ def test_cutout_inside_a_box_is_smaller_and_around_a_point_of_the_box() -> None:
     assert bounds(pixels[..., 1] == FILL).tolist() == [55, 40, 75, 60]
 
 
+def test_all_pixels_that_a_box_touches_change() -> None:
+    pixels = noise()
+    objects = Objects(np.zeros(1, dtype=np.float32), np.array([[40.6, 30.6, 89.4, 69.4]]))
+    change_boxes("Flip_Only_BBoxes", 1.0, 1.0, pixels, objects, WARP, Draws(0.3))
+    np.testing.assert_array_equal(pixels[30:70, 40:90], noise()[30:70, 40:90][:, ::-1])
+
+
 def test_a_box_is_changed_with_a_third_of_the_probability() -> None:
     objects = Objects(np.zeros(1, dtype=np.float32), np.array([BOX], dtype=np.float64))
     random = np.random.default_rng(0)

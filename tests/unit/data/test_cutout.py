@@ -55,6 +55,7 @@ def test_a_box_is_dropped_when_more_than_three_fifths_are_covered(width: int, le
 def test_all_pixels_that_a_box_touches_count() -> None:
     # 7 of 11 columns; of the 10 whole ones it would be 6.
     assert cut([patch(44, 40, 51, 60)], [40, 40, 50.5, 60])[1] == []
+    assert cut([patch(40, 40, 47, 60)], [40.5, 40, 51, 60])[1] == []
 
 
 def test_what_several_patches_cover_is_counted_once() -> None:
