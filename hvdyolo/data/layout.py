@@ -6,6 +6,11 @@ from hvdyolo.data.placement import Cell, Tile, View, place_tile
 from hvdyolo.ops.letterbox import fit_letterbox
 
 
+def canvas_side(images: int, size: int) -> int:
+    """Of the canvas for so many images, pixels, at the output's size."""
+    return size if images == 1 else 2 * size
+
+
 def lay_out(
     sizes: Sequence[tuple[int, int]], meeting: tuple[float, float], size: int, view: View
 ) -> list[Tile]:
@@ -26,19 +31,19 @@ def lay_out(
 
 def _single(height: int, width: int, size: int, view: View) -> Tile:
     fit = fit_letterbox(height, width, size)
-    return place_tile(height, width, fit, fit.pad_left, fit.pad_top, Cell(0, 0, size, size), size, view)
+    return place_tile(height, width, fit, fit.pad_left, fit.pad_top, Cell(0, 0, size, size), view)
 
 
 def _four(sizes: Sequence[tuple[int, int]], x: int, y: int, size: int, view: View) -> list[Tile]:
     """Each image has a corner at the pixel corner (``x``, ``y``) of the canvas."""
     tiles = []
-    canvas = Cell(0, 0, 2 * size, 2 * size)
+    canvas = Cell(0, 0, view.canvas, view.canvas)
     for place, (height, width) in enumerate(sizes):
         row, column = divmod(place, 2)
         fit = fit_letterbox(height, width, size)
         left = x if column else x - fit.resized_width
         top = y if row else y - fit.resized_height
-        tiles.append(place_tile(height, width, fit, left, top, canvas, 2 * size, view))
+        tiles.append(place_tile(height, width, fit, left, top, canvas, view))
     return tiles
 
 
@@ -51,7 +56,7 @@ def _nine(sizes: Sequence[tuple[int, int]], x: int, y: int, size: int, view: Vie
     middle = fit_letterbox(*sizes[4], size)
     left, top = x - size // 2 + middle.pad_left, y - size // 2 + middle.pad_top
     right, bottom = left + middle.resized_width, top + middle.resized_height
-    columns, rows = (0, left, right, 2 * size), (0, top, bottom, 2 * size)
+    columns, rows = (0, left, right, view.canvas), (0, top, bottom, view.canvas)
     tiles = []
     for place, (height, width) in enumerate(sizes):
         row, column = divmod(place, 3)
@@ -59,5 +64,5 @@ def _nine(sizes: Sequence[tuple[int, int]], x: int, y: int, size: int, view: Vie
         lefts = left - fit.resized_width, (left + right - fit.resized_width) // 2, right
         tops = top - fit.resized_height, (top + bottom - fit.resized_height) // 2, bottom
         cell = Cell(columns[column], rows[row], columns[column + 1], rows[row + 1])
-        tiles.append(place_tile(height, width, fit, lefts[column], tops[row], cell, 2 * size, view))
+        tiles.append(place_tile(height, width, fit, lefts[column], tops[row], cell, view))
     return tiles

@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from hvdyolo.data.layout import lay_out
+from hvdyolo.data.layout import canvas_side, lay_out
 from hvdyolo.data.objects import Objects
 from hvdyolo.data.parameters import PictureParameters
 from hvdyolo.data.placement import output_boxes, place_boxes
@@ -42,7 +42,7 @@ def paint(
 ) -> Objects:
     """Fill ``output``, (size, size, 3); returns the objects in it that are worth learning."""
     size = len(output)
-    view = renderer.view(parameters.homography, size)
+    view = renderer.view(parameters.homography, canvas_side(len(parameters.sources), size), size)
     canvas = renderer.canvas(view, output)
     tiles = lay_out([source.size(index) for index in parameters.sources], parameters.meeting, size, view)
     placed = []

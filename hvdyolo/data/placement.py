@@ -4,7 +4,7 @@ Three frames, all continuous with pixel i covering i … i + 1:
 
 - the *canvas* the sample is laid out on before the homography: size x size for a letterboxed image,
   twice that for a mosaic;
-- the *view*: the canvas zoomed and shifted, cut to what the output shows. Source images go into it
+- the *view*: what the output shows of the canvas, zoomed and shifted. Source images go into it
   by scaling alone, each in one resampling; without rotation, shear and perspective it is the output.
   Where everything is to happen at once, as it was published, the view has the canvas's own scale;
 - the *output*, size x size: the view under rotation, shear and perspective, and the zoom if the view
@@ -95,6 +95,8 @@ class View:
 
     width: int
     height: int
+    canvas: int
+    """Side of the canvas, in its own pixels."""
     zoom: float
     """View pixels a canvas pixel."""
     origin: tuple[float, float]
@@ -105,29 +107,30 @@ class View:
     """Output pixels a view pixel, before rotation, shear and perspective."""
 
     @staticmethod
-    def zoomed(homography: Homography, size: int) -> "View":
-        """At the output's scale: the smallest that covers the whole output."""
+    def zoomed(homography: Homography, canvas: int, size: int) -> "View":
+        """At the output's scale: the output itself, or what is turned into it."""
         if homography.scales_only:
             origin = (-homography.centre_x * size, -homography.centre_y * size)
-            return View(size, size, homography.zoom, origin, None, 1.0)
-        return _view(homography, size, zoom=homography.zoom, magnification=1.0)
+            return View(size, size, canvas, homography.zoom, origin, None, 1.0)
+        return _view(homography, canvas, size, zoom=homography.zoom, magnification=1.0)
 
     @staticmethod
-    def unzoomed(homography: Homography, size: int) -> "View":
+    def unzoomed(homography: Homography, canvas: int, size: int) -> "View":
         """At the canvas's scale."""
-        return _view(homography, size, zoom=1.0, magnification=homography.zoom)
+        return _view(homography, canvas, size, zoom=1.0, magnification=homography.zoom)
 
 
-def _view(homography: Homography, size: int, zoom: float, magnification: float) -> View:
+def _view(homography: Homography, canvas: int, size: int, zoom: float, magnification: float) -> View:
     from_centre = shift(homography.centre_x * size, homography.centre_y * size)
     from_centre[:2, :2] = magnification * homography.turn
     to_output: Matrix = homography.perspective(size) @ from_centre
     seen, _ = project(_corners_of_output(size), np.linalg.inv(to_output))
-    # Interpolation reads a neighbour further than the corners.
-    first = np.floor(seen.min(0)) - 2
-    width, height = (np.ceil(seen.max(0)) + 2 - first).astype(int).tolist()
+    # Beyond the canvas all is grey. Interpolation reads a neighbour further.
+    half = zoom * canvas / 2
+    first = np.floor(seen.min(0).clip(-half, half)) - 2
+    width, height = (np.ceil(seen.max(0).clip(-half, half)) + 2 - first).astype(int).tolist()
     origin = first[0].item(), first[1].item()
-    return View(width, height, zoom, origin, to_output @ shift(*origin), magnification)
+    return View(width, height, canvas, zoom, origin, to_output @ shift(*origin), magnification)
 
 
 def _corners_of_output(size: int) -> NDArray[np.float64]:
@@ -191,44 +194,15 @@ class Cell:
     bottom: int
 
 
-def place_tile(
-    height: int, width: int, fit: Letterbox, left: int, top: int, cell: Cell, canvas: int, view: View
-) -> Tile:
+def place_tile(height: int, width: int, fit: Letterbox, left: int, top: int, cell: Cell, view: View) -> Tile:
     """An image at its letterbox scale, its corner at (``left``, ``top``) of the canvas, cut to its cell."""
     return Tile(
-        _span(
-            width,
-            fit.resized_width,
-            left,
-            (cell.left, cell.right),
-            canvas,
-            view.zoom,
-            view.origin[0],
-            view.width,
-        ),
-        _span(
-            height,
-            fit.resized_height,
-            top,
-            (cell.top, cell.bottom),
-            canvas,
-            view.zoom,
-            view.origin[1],
-            view.height,
-        ),
+        across=_span(width, fit.resized_width, left, (cell.left, cell.right), view, 0),
+        down=_span(height, fit.resized_height, top, (cell.top, cell.bottom), view, 1),
     )
 
 
-def _span(
-    length: int,
-    resized: int,
-    place: int,
-    cell: tuple[int, int],
-    canvas: int,
-    zoom: float,
-    origin: float,
-    view: int,
-) -> Span:
+def _span(length: int, resized: int, place: int, cell: tuple[int, int], view: View, axis: int) -> Span:
     """Lay ``length`` source pixels, ``resized`` long on the canvas at ``place``, into the view.
 
     A view pixel belongs to the tile if its centre does, so tiles that touch on the canvas leave
@@ -236,11 +210,11 @@ def _span(
     the picture by half a source pixel at most; the scale and offset returned are the rounded ones,
     so boxes move with it.
     """
-    scale = zoom * resized / length
-    offset = zoom * (place - canvas / 2) - origin
+    scale = view.zoom * resized / length
+    offset = view.zoom * (place - view.canvas / 2) - view.origin[axis]
     shown = max(0.0, (cell[0] - place) * length / resized), min(length, (cell[1] - place) * length / resized)
     start = max(0, math.ceil(shown[0] * scale + offset - 0.5))
-    stop = min(view, math.ceil(shown[1] * scale + offset - 0.5))
+    stop = min((view.width, view.height)[axis], math.ceil(shown[1] * scale + offset - 0.5))
     if start >= stop:
         return Span(start, start, 0, 0, scale, offset, shown)
     first = min(max(0, round((start - offset) / scale)), length - 1)

@@ -26,12 +26,12 @@ class Renderer:
     """One way to resample.
 
     Attributes:
-        view: of a homography and the output's size.
+        view: of a homography, the canvas's side and the output's.
         resize: fills its second argument (h, w, 3) with its first (H, W, 3).
         warp: the second resampling, where there is one.
     """
 
-    view: Callable[[Homography, int], View]
+    view: Callable[[Homography, int, int], View]
     resize: Callable[[Pixels, Pixels], None]
     warp: Warp
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hvdyolo.data.layout import lay_out
+from hvdyolo.data.layout import canvas_side, lay_out
 from hvdyolo.data.placement import (
     Homography,
     View,
@@ -28,7 +28,7 @@ def place(
     sizes: list[tuple[int, int]], rows: list[list[float]], meeting=(1.0, 1.0), **homography: float
 ) -> np.ndarray:
     """Output boxes of one box in each image."""
-    view = View.zoomed(Homography(**homography), SIZE)
+    view = View.zoomed(Homography(**homography), canvas_side(len(sizes), SIZE), SIZE)
     tiles = lay_out(sizes, meeting, SIZE, view)
     placed = [place_boxes(boxes(row), tile) for row, tile in zip(rows, tiles, strict=True)]
     return output_boxes(np.concatenate(placed), view, SIZE)[0]
@@ -104,7 +104,7 @@ def test_nine_images_are_cut_by_their_row_and_column() -> None:
 def test_boxes_are_turned_by_hand(homography: dict[str, float], expected: list[float]) -> None:
     box = [[40.0, 36.0, 56.0, 40.0]]
     np.testing.assert_allclose(place([(64, 64)], box, **homography)[0], expected, atol=1e-9)
-    view = View.unzoomed(Homography(**homography), SIZE)
+    view = View.unzoomed(Homography(**homography), SIZE, SIZE)
     (tile,) = lay_out([(64, 64)], (1.0, 1.0), SIZE, view)
     found, _ = output_boxes(place_boxes(boxes(*box), tile), view, SIZE)
     np.testing.assert_allclose(found[0], expected, atol=1e-9)
@@ -136,7 +136,7 @@ homographies = st.builds(
 
 @given(homographies, st.booleans())
 def test_the_view_is_what_the_output_shows(homography: Homography, zoomed: bool) -> None:
-    view = (View.zoomed if zoomed else View.unzoomed)(homography, SIZE)
+    view = (View.zoomed if zoomed else View.unzoomed)(homography, 2 * SIZE, SIZE)
     if view.to_output is None:
         assert homography.scales_only
         assert (view.width, view.height) == (SIZE, SIZE)
@@ -144,9 +144,15 @@ def test_the_view_is_what_the_output_shows(homography: Homography, zoomed: bool)
     corners = np.array([[x, y] for x in (0.0, SIZE) for y in (0.0, SIZE)])
     seen, w = project(corners, np.linalg.inv(view.to_output))
     assert (1 / w > 0).all()  # no horizon between them
-    assert (seen >= 1).all()
-    assert (seen <= [view.width - 1, view.height - 1]).all()
-    assert (seen.min(0) <= 4).all()
+    # With an edge of two pixels, but not beyond the canvas, however far the output looks.
+    side = view.zoom * view.canvas
+    left_top = -side / 2 - np.array(view.origin)
+    of_canvas = seen.clip(left_top, left_top + side)
+    assert (of_canvas >= 1).all()
+    assert (of_canvas <= [view.width - 1, view.height - 1]).all()
+    assert max(view.width, view.height) <= side + 6
+    assert (of_canvas.min(0) <= 4).all()
+    assert (of_canvas.max(0) >= [view.width - 4, view.height - 4]).all()
     # The middle of the canvas goes where it should, but for perspective.
     middle, _ = project(np.array([[-view.origin[0], -view.origin[1]]]), view.to_output)
     before, _ = project(middle, np.linalg.inv(homography.perspective(SIZE)))
@@ -158,7 +164,7 @@ def test_the_view_is_what_the_output_shows(homography: Homography, zoomed: bool)
     st.lists(st.tuples(*[st.floats(-400, 400)] * 2, *[st.floats(3, 800)] * 2), min_size=1, max_size=4),
 )
 def test_a_box_bounds_all_of_it_that_shows(homography: Homography, rows: list[tuple[float, ...]]) -> None:
-    view = View.unzoomed(homography, SIZE)
+    view = View.unzoomed(homography, 2 * SIZE, SIZE)
     if view.to_output is None:
         return
     corners = np.array([[x, y, x + w, y + h] for x, y, w, h in rows])
@@ -178,7 +184,7 @@ def test_what_is_worth_learning_does_not_depend_on_the_view(
 ) -> None:
     x, y, width, height = row
     results = []
-    for view in (View.zoomed(homography, SIZE), View.unzoomed(homography, SIZE)):
+    for view in (View.zoomed(homography, SIZE, SIZE), View.unzoomed(homography, SIZE, SIZE)):
         # Of the canvas, about its middle, into the view.
         corners = (boxes([x, y, x + width, y + height]) - SIZE / 2) * view.zoom - np.tile(view.origin, 2)
         results.append(output_boxes(corners, view, SIZE))
@@ -189,7 +195,7 @@ def test_what_is_worth_learning_does_not_depend_on_the_view(
 
 def test_what_is_behind_the_horizon_has_no_size() -> None:
     homography = Homography(perspective_x=0.25)
-    view = View.unzoomed(homography, SIZE)
+    view = View.unzoomed(homography, 2 * SIZE, SIZE)
     assert view.to_output is not None
     # w is 0 four half sizes right of the middle.
     horizon = 4 * SIZE / 2 - view.origin[0]
@@ -210,7 +216,7 @@ def test_what_is_behind_the_horizon_has_no_size() -> None:
 def test_tiles_do_not_overlap(
     sizes: list[tuple[int, int]], count: int, meeting: tuple[float, float], zoom: float
 ) -> None:
-    view = View.zoomed(Homography(zoom=zoom), SIZE)
+    view = View.zoomed(Homography(zoom=zoom), 2 * SIZE, SIZE)
     covered = np.zeros((SIZE, SIZE), dtype=int)
     for tile in lay_out(sizes[:count], meeting, SIZE, view):
         covered[tile.down.start : tile.down.stop, tile.across.start : tile.across.stop] += 1
@@ -219,7 +225,7 @@ def test_tiles_do_not_overlap(
 
 @given(st.sampled_from([4, 9]), st.tuples(st.floats(0.5, 1.499), st.floats(0.5, 1.499)), st.floats(1, 2))
 def test_square_tiles_leave_no_gap(count: int, meeting: tuple[float, float], zoom: float) -> None:
-    view = View.zoomed(Homography(zoom=zoom), SIZE)
+    view = View.zoomed(Homography(zoom=zoom), 2 * SIZE, SIZE)
     covered = np.zeros((SIZE, SIZE), dtype=int)
     for tile in lay_out([(50, 50)] * count, meeting, SIZE, view):
         covered[tile.down.start : tile.down.stop, tile.across.start : tile.across.stop] += 1
@@ -247,7 +253,7 @@ def test_what_is_worth_learning(after: list[float], worth: bool) -> None:
 def test_no_boxes_stay_none() -> None:
     none = boxes()
     for homography in (Homography(), Homography(rotation=10), Homography(perspective_x=0.2)):
-        found, kept = output_boxes(none, View.zoomed(homography, SIZE), SIZE)
+        found, kept = output_boxes(none, View.zoomed(homography, SIZE, SIZE), SIZE)
         assert found.shape == (0, 4)
         assert kept.shape == (0,)
 
