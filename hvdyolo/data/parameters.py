@@ -91,17 +91,20 @@ def draw_parameters(
     """Parameters of one sample."""
     draws = generator.random(_DRAWS).tolist()
     mixed_draws = generator.random(_DRAWS).tolist()
-    ratio_draws = generator.random(2 * _BETA - 1)
+    share_draws = generator.random(2 * _BETA - 1)
     patch_draws = generator.random((_MOST_PATCHES, 7))
     policy_seed = int(generator.integers(1 << 63))
 
     hue, saturation, value = (2 * u - 1 for u in draws[13:16])
     left_right, up_down = draws[16:18]
     mixup, mixed_in, cutout, patches = draws[26:30]
-    mixed = _draw_picture(settings, _drawn(partners, mixed_in), partners, mixed_draws)
+    second = None
+    if mixup < settings.mixup:
+        picture = _draw_picture(settings, _drawn(partners, mixed_in), partners, mixed_draws)
+        second = Mixup(picture, share=float(np.median(share_draws)))
     return AugmentParameters(
         picture=_draw_picture(settings, sample, partners, draws),
-        mixup=Mixup(mixed, float(np.median(ratio_draws))) if mixup < settings.mixup else None,
+        mixup=second,
         policy=PolicyDraw(settings.autoaugment, policy_seed) if settings.autoaugment is not None else None,
         patches=_patches(patch_draws, patches) if cutout < settings.cutout else (),
         flip_up_down=up_down < settings.flip_up_down,

@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,7 @@ def _first_slots(
     loader = TrainLoader(
         split,
         plan,
-        config.loader,
+        replace(config.loader, workers=0),  # these few are there before a worker would be
         config.augment,
         _assign_nothing,
         rank=0,
