@@ -48,7 +48,9 @@ class AugmentConfig:
     """Random changes to training images; strengths as in YOLOv5's `low` preset."""
 
     mosaic: float = 1.0
-    """Probability that a sample is four images around a random centre."""
+    """Probability that a sample is several images around a random centre."""
+    mosaic_9: float = 0.0
+    """Share of these that are nine images instead of four."""
     degrees: float = 0.0
     """Rotation, plus or minus, degrees."""
     translate: float = 0.1
@@ -57,6 +59,18 @@ class AugmentConfig:
     """Zoom by a factor in 1 - scale … 1 + scale."""
     shear: float = 0.0
     """Shear, plus or minus, degrees."""
+    perspective: float = 0.0
+    """Change of scale from the middle of the output to its edges, plus or minus, as a fraction."""
+    mixup: float = 0.0
+    """Probability that a second sample is blended in, with a share drawn from Beta(32, 32)."""
+    autoaugment: Literal["v0", "v1", "v2", "v3"] | None = None
+    """Policy of AutoAugment for detection (arXiv 1906.11172)."""
+    cutout: float = 0.0
+    """Probability of 1 to 8 patches of random colour, with sides of 5 to 25 % of the output. Boxes that they
+    cover by more than 60 % are dropped."""
+    multi_scale: float = 0.0
+    """Each optimizer step has its own input size, the same on all ranks: `loader.image_size` plus or minus up
+    to this fraction, in multiples of the largest stride."""
     hue: float = 0.015
     """Hue gain, plus or minus, as a fraction."""
     saturation: float = 0.7
@@ -65,6 +79,8 @@ class AugmentConfig:
     """Brightness gain, plus or minus, as a fraction."""
     flip_left_right: float = 0.5
     """Probability of a mirror image."""
+    flip_up_down: float = 0.0
+    """Probability of an image upside down."""
     partners: Literal["any", "recent"] = "any"
     """A mosaic's other images are any of the split, or of the last 8 that its slot of the batch held: a third
     of the decoding, at 1.2 MB of memory (640 pixels) for each of 8 images a slot."""

@@ -1,76 +1,22 @@
-"""Augmented training samples: mosaic, affine, colour and mirror image.
+"""Augmented training samples, in the published order.
 
-The method is the published one: four images on a canvas of twice the size around a random centre,
-then zoom, shift, rotation and shear of that canvas, cut to the output. But the whole canvas is never
-made, images that do not show are not decoded, and each is resampled as :mod:`hvdyolo.data.render`
-says: by default once, from its own pixels into its visible rectangle of the output, with a second,
-bilinear step only for rotation and shear.
+A picture, which is one image or a mosaic under a homography, a second one mixed in, a policy of AutoAugment,
+patches, mirror images. Left and right are mirrored, and colours changed, later, for the whole batch: see
+:mod:`hvdyolo.ops.pixels`.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hvdyolo.config import AugmentConfig
-from hvdyolo.data.placement import (
-    Affine,
-    Tile,
-    View,
-    letterbox_tile,
-    mosaic_tiles,
-    output_boxes,
-    place_boxes,
-)
+from hvdyolo.data.autoaugment import apply_policy
+from hvdyolo.data.cutout import cut_out
+from hvdyolo.data.mixup import mix_in
+from hvdyolo.data.objects import Objects
+from hvdyolo.data.parameters import AugmentParameters
+from hvdyolo.data.picture import ImageSource, paint
 from hvdyolo.data.render import Renderer
-
-
-class ImageSource(Protocol):
-    """The images and labels of a split."""
-
-    def __len__(self) -> int:
-        """Number of samples."""
-        ...
-
-    def size(self, index: int) -> tuple[int, int]:
-        """Height and width, without decoding."""
-        ...
-
-    def image(self, index: int) -> NDArray[np.uint8] | None:
-        """Pixels, (H, W, 3) RGB; ``None`` leaves its place grey and without labels."""
-        ...
-
-    def labels(self, index: int) -> NDArray[np.float32]:
-        """(n, 5): class, cx, cy, w, h in 0..1 of the image."""
-        ...
-
-
-class Partners(Protocol):
-    """The samples that a mosaic takes its other three from."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, place: int, /) -> int:
-        """A sample."""
-        ...
-
-
-@dataclass(frozen=True)
-class AugmentParameters:
-    """All that is random about a sample."""
-
-    sources: tuple[int, ...]
-    """One sample, or the four of a mosaic: top left, top right, bottom left, bottom right."""
-    meeting_x: float
-    """Where the four meet, as a fraction of the output size: 0.5 … 1.5."""
-    meeting_y: float
-    affine: Affine
-    colour_gains: tuple[float, float, float]
-    """Factors of hue, saturation and value."""
-    flip: bool
-    """Mirror left and right."""
 
 
 @dataclass(frozen=True)
@@ -84,103 +30,33 @@ class AugmentedSample:
     colour_gains: tuple[float, float, float]
     """Factors of hue, saturation and value."""
     flip: bool
-
-
-def draw_parameters(
-    settings: AugmentConfig, sample: int, partners: Partners, generator: np.random.Generator
-) -> AugmentParameters:
-    """Parameters of one sample.
-
-    All numbers are drawn at once and each has its place, so that changing one setting changes
-    nothing else.
-    """
-    draws = generator.random(17).tolist()
-    mosaic, meeting_x, meeting_y, *chosen, place = draws[:7]
-    rotation, zoom, shear_x, shear_y, centre_x, centre_y = (2 * u - 1 for u in draws[7:13])
-    hue, saturation, value = (2 * u - 1 for u in draws[13:16])
-    if mosaic < settings.mosaic:
-        others = [partners[int(u * len(partners))] for u in chosen]
-        others.insert(int(place * 4), sample)
-        sources = tuple(others)
-    else:
-        sources = (sample,)
-    return AugmentParameters(
-        sources=sources,
-        meeting_x=0.5 + meeting_x,
-        meeting_y=0.5 + meeting_y,
-        affine=Affine(
-            zoom=1 + zoom * settings.scale,
-            rotation=rotation * settings.degrees,
-            shear_x=shear_x * settings.shear,
-            shear_y=shear_y * settings.shear,
-            centre_x=0.5 + centre_x * settings.translate,
-            centre_y=0.5 + centre_y * settings.translate,
-        ),
-        colour_gains=(
-            1 + hue * settings.hue,
-            1 + saturation * settings.saturation,
-            1 + value * settings.value,
-        ),
-        flip=draws[16] < settings.flip_left_right,
-    )
+    """Mirror left and right."""
 
 
 def augment(
     source: ImageSource, parameters: AugmentParameters, renderer: Renderer, output: NDArray[np.uint8]
 ) -> AugmentedSample:
     """The sample that the parameters describe; its pixels fill ``output``, (size, size, 3)."""
-    size = len(output)
-    view = renderer.view(parameters.affine, size)
-    canvas = renderer.canvas(view, output)
-    classes, boxes = [], []
-    for index, tile in zip(parameters.sources, _tiles(source, parameters, size, view), strict=True):
-        if not tile.visible or (image := source.image(index)) is None:
-            continue
-        renderer.draw(canvas, image, tile)
-        labels = source.labels(index)
-        classes.append(labels[:, 0])
-        boxes.append(place_boxes(_corners(labels, source.size(index)), tile))
-    renderer.finish(canvas, view, output)
-    return AugmentedSample(
-        image=output,
-        labels=_output_labels(classes, boxes, view, size, parameters.flip),
-        colour_gains=parameters.colour_gains,
-        flip=parameters.flip,
-    )
-
-
-def _tiles(source: ImageSource, parameters: AugmentParameters, size: int, view: View) -> list[Tile]:
-    sizes = [source.size(index) for index in parameters.sources]
-    if len(sizes) == 1:
-        return [letterbox_tile(*sizes[0], size, view)]
-    meeting = int(parameters.meeting_x * size), int(parameters.meeting_y * size)
-    return mosaic_tiles(sizes, *meeting, size, view)
-
-
-def _corners(labels: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float64]:
-    """Labels (n, 5) to boxes x1, y1, x2, y2 in pixels of an image of that height and width."""
-    height, width = size
-    centre, sides = labels[:, 1:3].astype(np.float64), labels[:, 3:5].astype(np.float64)
-    corners = np.concatenate([centre - sides / 2, centre + sides / 2], axis=1)
-    pixels: NDArray[np.float64] = corners * np.array([width, height, width, height])
-    return pixels
-
-
-def _output_labels(
-    classes: Sequence[NDArray[np.float32]],
-    placed: Sequence[NDArray[np.floating]],
-    view: View,
-    size: int,
-    flip: bool,
-) -> NDArray[np.float32]:
-    if not placed:
-        return np.empty((0, 5), dtype=np.float32)
-    boxes, kept = output_boxes(np.concatenate(placed), view, size)
-    boxes = boxes[kept] / size
-    labels = np.empty((len(boxes), 5), dtype=np.float32)
-    labels[:, 0] = np.concatenate(classes)[kept]
-    labels[:, 1:3] = (boxes[:, :2] + boxes[:, 2:]) / 2
-    labels[:, 3:5] = boxes[:, 2:] - boxes[:, :2]
-    if flip:
+    objects = paint(source, parameters.picture, renderer, output)
+    if parameters.mixup is not None:
+        other = np.empty_like(output)
+        other_objects = paint(source, parameters.mixup.picture, renderer, other)
+        objects = mix_in(output, objects, other, other_objects, parameters.mixup.share)
+    if parameters.policy is not None:
+        objects = apply_policy(output, objects, parameters.policy, renderer.warp)
+    if parameters.patches:
+        objects = cut_out(output, objects, parameters.patches)
+    if parameters.flip_up_down:
+        objects = _flip_up_down(output, objects)
+    labels = objects.labels(len(output))
+    if parameters.flip_left_right:
         labels[:, 1] = 1 - labels[:, 1]
-    return labels
+    return AugmentedSample(output, labels, parameters.colour_gains, parameters.flip_left_right)
+
+
+def _flip_up_down(output: NDArray[np.uint8], objects: Objects) -> Objects:
+    """Reverse the order of rows: they are copied whole, so this costs less here than on the batch."""
+    output[...] = output[::-1].copy()
+    boxes = objects.boxes_xyxy.copy()
+    boxes[:, [1, 3]] = len(output) - boxes[:, [3, 1]]
+    return Objects(objects.classes, boxes)

@@ -61,7 +61,7 @@ def draw_samples(split: PackedSplit, samples: range, count: int, out: Path, pref
         path = out / f"{prefix}-{index:06d}.png"
         draw_detections(
             image,
-            _corners(labels, image.shape[1], image.shape[0]),
+            label_corners(labels, image.shape[1], image.shape[0]),
             labels[:, 0].astype(np.int64),
             None,
             split.names,
@@ -71,7 +71,7 @@ def draw_samples(split: PackedSplit, samples: range, count: int, out: Path, pref
     return paths
 
 
-def _corners(labels: NDArray[np.float32], width: int, height: int) -> NDArray[np.float32]:
+def label_corners(labels: NDArray[np.float32], width: int, height: int) -> NDArray[np.float32]:
     """(n, 5) labels to (n, 4) boxes x1, y1, x2, y2 in pixels."""
     centre, half = labels[:, 1:3], labels[:, 3:5] / 2
     return np.concatenate([centre - half, centre + half], 1) * np.array([width, height] * 2, dtype=np.float32)
@@ -125,13 +125,20 @@ def _quantiles(what: str, values: NDArray[np.floating | np.integer]) -> str:
     return f"  {what:20}" + "".join(f"{value:>9.0f}" for value in np.quantile(values, _QUANTILES))
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """Raises its errors."""
+
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{self.prog}: {message}; see {self.prog} --help.")
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = _Parser("inspect", description="Describe packed data, and draw samples.", allow_abbrev=False)
+    parser = Parser(
+        "inspect",
+        description="Describe packed data, and draw samples.",
+        epilog="With --augment it draws what training sees instead: see inspect --augment --help.",
+        allow_abbrev=False,
+    )
     parser.add_argument("path", type=Path, help="a packed dataset, or one of its shards")
     parser.add_argument("--split", help="this split only")
     parser.add_argument("--out", type=Path, help="folder for pictures with boxes")

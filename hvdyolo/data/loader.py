@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hvdyolo.config import AugmentConfig, LoaderConfig
-from hvdyolo.data.augment import AugmentedSample, augment, draw_parameters
+from hvdyolo.data.augment import AugmentedSample, augment
 from hvdyolo.data.buffers import SharedImages
 from hvdyolo.data.format import CROWD
 from hvdyolo.data.images import ImageTooLargeError, decode, letterbox_into, resize
 from hvdyolo.data.opencv import mirror, require_opencv, scale_colours
 from hvdyolo.data.order import RECENT, BatchPlan, SlotEntry
+from hvdyolo.data.parameters import draw_parameters
 from hvdyolo.data.random import Purpose, sample_generator
 from hvdyolo.data.reader import DamagedSampleError, PackedSplit
 from hvdyolo.data.render import renderer
@@ -36,6 +37,9 @@ MatchesT = TypeVar("MatchesT")
 Assign = Callable[[Sequence[Labels], int, int, int], MatchesT]
 """Of labels (n, 5) of some images, height, width, number of the first in the rank's batch."""
 
+InputSize = Callable[[int, int], int]
+"""Of epoch and batch: side of the network's input."""
+
 _MOST_WORKERS = 8
 
 
@@ -49,7 +53,9 @@ class TrainBatch(Generic[MatchesT]):
     samples: tuple[int, ...]
     """Sample of each slot; of a mosaic, the one whose turn it is."""
     images: Tensor
-    """uint8 (B, H, W, 3) RGB."""
+    """uint8 (B, H, W, 3) RGB, of the loader's image size."""
+    input_size: int
+    """Side of the network's input, to which the images are resized where the network is."""
     weights: Tensor
     """float32 (B,): 0 where a slot only fills the epoch's last batch or its sample is damaged, else 1."""
     flip: Tensor | None
@@ -57,7 +63,7 @@ class TrainBatch(Generic[MatchesT]):
     colour_gains: Tensor | None
     """float32 (B, 3): factors of hue, saturation and value. ``None``: the images have their colours."""
     matches: tuple[MatchesT, ...]
-    """What ``assign`` returned for the images in their order, a part for each worker."""
+    """What ``assign`` returned for the images in their order at the input's size, a part for each worker."""
     labels: tuple[Labels, ...]
     """(n, 5) of each image: class, cx, cy, w, h in 0..1 of the mirrored input. Weight 0: none."""
     damaged: Mapping[int, str]
@@ -103,10 +109,12 @@ class TrainLoader(Generic[MatchesT]):
         epochs: int,
         start_epoch: int = 0,
         start_batch: int = 0,
+        input_size: InputSize | None = None,
     ) -> None:
         """Nothing is read, and no worker started, before an iteration.
 
-        ``assign`` runs in the workers: it is picklable, and its module is not the main one.
+        ``assign`` runs in the workers: it is picklable, and its module is not the main one. ``input_size``
+        runs in this process; without it all inputs are as large as the images.
         """
         slots = plan.slots(rank, size)
         self.workers = min(_workers(loader), len(slots))
@@ -116,6 +124,7 @@ class TrainLoader(Generic[MatchesT]):
             start_epoch * plan.batches_per_epoch + start_batch, epochs * plan.batches_per_epoch
         )
         self._plan = plan
+        self._input_size = input_size or (lambda epoch, batch: loader.image_size)
         self._work = _LoadPart(
             split=split,
             max_pixels=loader.max_pixels,
@@ -127,7 +136,7 @@ class TrainLoader(Generic[MatchesT]):
             lanes=tuple(plan.lanes(rank, size, part, self._parts) for part in range(self._parts)),
             first_slot=slots.start,
         )
-        self._results: WorkResults[tuple[int, int], _TrainPart[MatchesT]] | None = None
+        self._results: WorkResults[_TrainTask, _TrainPart[MatchesT]] | None = None
 
     def __len__(self) -> int:
         """Batches of an iteration."""
@@ -136,9 +145,8 @@ class TrainLoader(Generic[MatchesT]):
     def __iter__(self) -> Iterator[TrainBatch[MatchesT]]:
         """Load in order. One iteration at a time: a new one ends the last one's workers."""
         self.close()
-        tasks = ((step, part) for step in self._steps for part in range(self._parts))
         work = self._work if self.workers == 0 else replace(self._work, shared=self._allocate())
-        self._results = WorkResults(work, tasks, workers=self.workers, prefetch=self._prefetch)
+        self._results = WorkResults(work, self._tasks(), workers=self.workers, prefetch=self._prefetch)
         return self._batches(self._results, work.shared)
 
     def _allocate(self) -> SharedImages:
@@ -156,8 +164,14 @@ class TrainLoader(Generic[MatchesT]):
         if self._results is not None:
             self._results.close()
 
+    def _tasks(self) -> "Iterator[_TrainTask]":
+        for step in self._steps:
+            input_size = self._input_size(*divmod(step, self._plan.batches_per_epoch))
+            for part in range(self._parts):
+                yield _TrainTask(step, part, input_size)
+
     def _batches(
-        self, results: "WorkResults[tuple[int, int], _TrainPart[MatchesT]]", shared: SharedImages | None
+        self, results: "WorkResults[_TrainTask, _TrainPart[MatchesT]]", shared: SharedImages | None
     ) -> Iterator[TrainBatch[MatchesT]]:
         try:
             for step in self._steps:
@@ -215,6 +229,16 @@ class EvaluationLoader:
             self._results.close()
 
 
+@dataclass(frozen=True)
+class _TrainTask:
+    """A part of a batch that is to be loaded."""
+
+    step: int
+    """Batches since the first of epoch 0."""
+    part: int
+    input_size: int
+
+
 @dataclass(frozen=True, eq=False)
 class _TrainPart(Generic[MatchesT]):
     """What one worker loads of a batch."""
@@ -222,6 +246,7 @@ class _TrainPart(Generic[MatchesT]):
     samples: tuple[int, ...]
     images: Tensor | None
     """``None``: they are in the memory that the worker shares with its rank."""
+    input_size: int
     weights: NDArray[np.float32]
     flip: NDArray[np.bool_] | None
     colour_gains: NDArray[np.float32] | None
@@ -293,7 +318,7 @@ class _TrainImages:
 
 @dataclass(frozen=True)
 class _LoadPart(Generic[MatchesT]):
-    """The work of training's workers: (step, part) to that part of the step's batch."""
+    """The work of training's workers."""
 
     split: PackedSplit
     max_pixels: int
@@ -311,15 +336,14 @@ class _LoadPart(Generic[MatchesT]):
     decoded: dict[int, NDArray[np.uint8]] = field(default_factory=dict)
     """What the slots may mix in again."""
 
-    def __call__(self, task: tuple[int, int], /) -> _TrainPart[MatchesT]:
-        step, part = task
-        epoch, batch = divmod(step, self.plan.batches_per_epoch)
-        lanes = self.lanes[part]
+    def __call__(self, task: _TrainTask, /) -> _TrainPart[MatchesT]:
+        epoch, batch = divmod(task.step, self.plan.batches_per_epoch)
+        lanes = self.lanes[task.part]
         entries = self.plan.entries(epoch, batch, lanes)
         if self.shared is None:
             images = torch.empty((len(entries), self.image_size, self.image_size, 3), dtype=torch.uint8)
         else:
-            images = self.shared.batch(part, step, len(entries))
+            images = self.shared.batch(task.part, task.step, len(entries))
         loaded = [self._load(entry, image) for entry, image in zip(entries, images.numpy(), strict=True)]
         self._forget(entries)
         labels = tuple(slot.sample.labels if slot.weight else slot.sample.labels[:0] for slot in loaded)
@@ -328,10 +352,11 @@ class _LoadPart(Generic[MatchesT]):
         return _TrainPart(
             samples=tuple(entry.sample for entry in entries),
             images=images if self.shared is None else None,
+            input_size=task.input_size,
             weights=np.array([slot.weight for slot in loaded], dtype=np.float32),
             flip=np.array([slot.sample.flip for slot in loaded]) if on_device else None,
             colour_gains=np.array(gains, dtype=np.float32) if on_device else None,
-            matches=self.assign(labels, self.image_size, self.image_size, lanes.start - self.first_slot),
+            matches=self.assign(labels, task.input_size, task.input_size, lanes.start - self.first_slot),
             labels=labels,
             damaged={sample: reason for slot in loaded for sample, reason in slot.damaged.items()},
             skipped=sum(slot.skipped for slot in loaded),
@@ -436,6 +461,7 @@ def _join(
         index=index,
         samples=tuple(sample for part in parts for sample in part.samples),
         images=images,
+        input_size=parts[0].input_size,
         weights=torch.from_numpy(np.concatenate([part.weights for part in parts])),
         flip=_concatenate([part.flip for part in parts]),
         colour_gains=_concatenate([part.colour_gains for part in parts]),

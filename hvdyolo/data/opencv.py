@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hvdyolo.data.placement import Matrix, shift
 from hvdyolo.ops.letterbox import FILL
 from hvdyolo.utils.errors import UsageError
 
@@ -43,15 +44,19 @@ def resize_bilinear(image: Pixels, target: Pixels) -> None:
     _opencv().resize(image, (width, height), dst=target)
 
 
-def warp_bilinear(image: Pixels, to_target: NDArray[np.float64], target: Pixels) -> None:
-    """Fill ``target`` (h, w, 3) with ``image`` under an affine map, grey where there is nothing.
+def warp_bilinear(image: Pixels, to_target: Matrix, target: Pixels) -> None:
+    """Fill ``target`` (h, w, 3) with ``image`` under a matrix, grey where there is nothing.
 
-    ``to_target``, (2, 3) on (x, y, 1), has pixel i cover i … i + 1; OpenCV has its centre at i.
+    For ``to_target`` pixel i covers i … i + 1; OpenCV has its centre at i.
     """
-    centred = to_target.copy()
-    centred[:, 2] += to_target[:, :2] @ [0.5, 0.5] - 0.5
+    cv2 = _opencv()
+    centred = shift(-0.5, -0.5) @ to_target @ shift(0.5, 0.5)
     height, width = target.shape[:2]
-    _opencv().warpAffine(image, centred, (width, height), dst=target, borderValue=(FILL, FILL, FILL))
+    grey = {"dst": target, "borderValue": (FILL, FILL, FILL)}
+    if to_target[2, :2].any():
+        cv2.warpPerspective(image, centred, (width, height), **grey)
+    else:
+        cv2.warpAffine(image, centred[:2], (width, height), **grey)
 
 
 def scale_colours(image: Pixels, gains: tuple[float, float, float]) -> None:

@@ -2,32 +2,39 @@
 
 Three frames, all continuous with pixel i covering i … i + 1:
 
-- the *canvas* the sample is laid out on before the affine: size x size for a letterboxed image,
+- the *canvas* the sample is laid out on before the homography: size x size for a letterboxed image,
   twice that for a mosaic;
-- the *view*: the canvas zoomed and shifted, cut to what the output shows. Source images go into it
-  by scaling alone, each in one resampling; without rotation and shear it is the output. Where the
-  whole affine is to happen at once, as it was published, the view has the canvas's own scale;
-- the *output*, size x size: the view under rotation and shear, and the zoom if the view has none.
+- the *view*: what the output shows of the canvas, zoomed and shifted. Source images go into it
+  by scaling alone, each in one resampling; without rotation, shear and perspective it is the output.
+  Where everything is to happen at once, as it was published, the view has the canvas's own scale;
+- the *output*, size x size: the view under rotation, shear and perspective, and the zoom if the view
+  has none.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hvdyolo.ops.letterbox import Letterbox, fit_letterbox
+from hvdyolo.ops.letterbox import Letterbox
 
-# Boxes of the published method that survive an affine: sides, share of the area, aspect.
+Matrix = NDArray[np.floating]
+"""(3, 3) on (x, y, 1); what it gives is divided by its last number, w."""
+
+# Boxes of the published method that survive: sides, share of the area, aspect.
 LEAST_SIDE = 2.0
 LEAST_AREA = 0.1
 GREATEST_ASPECT = 100.0
 
 
+# Boxes are cut off where w is this share of the least that shows: nothing behind the horizon is projected.
+_HORIZON = 0.9
+
+
 @dataclass(frozen=True)
-class Affine:
-    """What happens to the canvas: zoom, rotation, shear, and where its centre goes."""
+class Homography:
+    """What happens to the canvas: zoom, rotation, shear, where its centre goes, and perspective."""
 
     zoom: float = 1.0
     rotation: float = 0.0
@@ -37,8 +44,18 @@ class Affine:
     shear_y: float = 0.0
     """Degrees."""
     centre_x: float = 0.5
-    """Where the centre of the canvas goes, as a fraction of the output."""
+    """Where the centre of the canvas goes before perspective, as a fraction of the output."""
     centre_y: float = 0.5
+    perspective_x: float = 0.0
+    """Scale at the right edge of the output is 1 + this of that in its middle, at the left edge 1 - this."""
+    perspective_y: float = 0.0
+    """The same from top to bottom. The sum of both is below 1, or the horizon would be in the output."""
+
+    @property
+    def scales_only(self) -> bool:
+        """Whether pixels stay in their rows and columns."""
+        turned = self.rotation, self.shear_x, self.shear_y, self.perspective_x, self.perspective_y
+        return not any(turned)
 
     @property
     def turn(self) -> NDArray[np.float64]:
@@ -54,6 +71,23 @@ class Affine:
         turn: NDArray[np.float64] = shear @ rotation
         return turn
 
+    def perspective(self, size: int) -> Matrix:
+        """Perspective alone, about the middle of the output.
+
+        A point p from the middle goes to p / w, w = 1 - (a p_x + b p_y) / (size / 2). Back from (x, y) of the
+        output, w is 1 / (1 + a u + b v), u and v from -1 to 1 over the output: positive wherever it shows.
+        """
+        half = size / 2
+        about_middle = np.eye(3)
+        about_middle[2, :2] = -self.perspective_x / half, -self.perspective_y / half
+        matrix: Matrix = shift(half, half) @ about_middle @ shift(-half, -half)
+        return matrix
+
+
+def shift(x: float, y: float) -> Matrix:
+    """The matrix that moves points by (x, y)."""
+    return np.array([[1.0, 0.0, x], [0.0, 1.0, y], [0.0, 0.0, 1.0]])
+
 
 @dataclass(frozen=True)
 class View:
@@ -61,39 +95,55 @@ class View:
 
     width: int
     height: int
+    canvas: int
+    """Side of the canvas, in its own pixels."""
     zoom: float
     """View pixels a canvas pixel."""
     origin: tuple[float, float]
     """Of the view, in zoomed canvas coordinates about the canvas centre."""
-    to_output: NDArray[np.float64] | None
-    """(2, 3) on (x, y, 1), or none where the view is the output."""
+    to_output: Matrix | None
+    """None where the view is the output."""
     magnification: float
-    """Output pixels a view pixel, before rotation and shear."""
+    """Output pixels a view pixel, before rotation, shear and perspective."""
 
     @staticmethod
-    def zoomed(affine: Affine, size: int) -> "View":
-        """At the output's scale: the smallest that covers the whole output."""
-        if affine.rotation == affine.shear_x == affine.shear_y == 0:
-            origin = (-affine.centre_x * size, -affine.centre_y * size)
-            return View(size, size, affine.zoom, origin, None, 1.0)
-        return _view(affine, size, zoom=affine.zoom, magnification=1.0)
+    def zoomed(homography: Homography, canvas: int, size: int) -> "View":
+        """At the output's scale: the output itself, or what is turned into it."""
+        if homography.scales_only:
+            origin = (-homography.centre_x * size, -homography.centre_y * size)
+            return View(size, size, canvas, homography.zoom, origin, None, 1.0)
+        return _view(homography, canvas, size, zoom=homography.zoom, magnification=1.0)
 
     @staticmethod
-    def unzoomed(affine: Affine, size: int) -> "View":
+    def unzoomed(homography: Homography, canvas: int, size: int) -> "View":
         """At the canvas's scale."""
-        return _view(affine, size, zoom=1.0, magnification=affine.zoom)
+        return _view(homography, canvas, size, zoom=1.0, magnification=homography.zoom)
 
 
-def _view(affine: Affine, size: int, zoom: float, magnification: float) -> View:
-    matrix = magnification * affine.turn
-    target = np.array([affine.centre_x * size, affine.centre_y * size])
-    corners = np.array([[0, 0], [size, 0], [0, size], [size, size]], dtype=np.float64) - target
-    seen = corners @ np.linalg.inv(matrix).T
-    # Interpolation reads a neighbour further than the corners.
-    first = np.floor(seen.min(0)) - 2
-    width, height = (np.ceil(seen.max(0)) + 2 - first).astype(int).tolist()
-    to_output = np.column_stack([matrix, target + matrix @ first])
-    return View(width, height, zoom, (first[0].item(), first[1].item()), to_output, magnification)
+def _view(homography: Homography, canvas: int, size: int, zoom: float, magnification: float) -> View:
+    from_centre = shift(homography.centre_x * size, homography.centre_y * size)
+    from_centre[:2, :2] = magnification * homography.turn
+    to_output: Matrix = homography.perspective(size) @ from_centre
+    seen, _ = project(_corners_of_output(size), np.linalg.inv(to_output))
+    # Beyond the canvas all is grey. Interpolation reads a neighbour further.
+    half = zoom * canvas / 2
+    first = np.floor(seen.min(0).clip(-half, half)) - 2
+    width, height = (np.ceil(seen.max(0).clip(-half, half)) + 2 - first).astype(int).tolist()
+    origin = first[0].item(), first[1].item()
+    return View(width, height, canvas, zoom, origin, to_output @ shift(*origin), magnification)
+
+
+def _corners_of_output(size: int) -> NDArray[np.float64]:
+    return np.array([[0, 0], [size, 0], [0, size], [size, size]], dtype=np.float64)
+
+
+def project(
+    points: NDArray[np.floating], matrix: Matrix
+) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
+    """Points (…, 2) under a matrix, and their w (…)."""
+    projected = points @ matrix[:, :2].T + matrix[:, 2]
+    w = projected[..., 2]
+    return projected[..., :2] / w[..., None], w
 
 
 @dataclass(frozen=True)
@@ -109,7 +159,7 @@ class Span:
     offset: float
     """Place of the source's edge in the view."""
     shown: tuple[float, float]
-    """Source coordinates between which the canvas shows the tile."""
+    """Source coordinates between which the tile's cell shows it."""
 
     @property
     def visible(self) -> bool:
@@ -117,7 +167,7 @@ class Span:
         return self.start < self.stop
 
     def to_view(self, coordinates: NDArray[np.floating]) -> NDArray[np.floating]:
-        """Source coordinates in the view, cut to the canvas."""
+        """Source coordinates in the view, cut to the cell."""
         return coordinates.clip(*self.shown) * self.scale + self.offset
 
 
@@ -134,41 +184,25 @@ class Tile:
         return self.across.visible and self.down.visible
 
 
-def letterbox_tile(height: int, width: int, size: int, view: View) -> Tile:
-    """The tile of a single letterboxed image."""
-    fit = fit_letterbox(height, width, size)
-    return _tile(height, width, fit, fit.pad_left, fit.pad_top, size, view)
+@dataclass(frozen=True)
+class Cell:
+    """The part of the canvas that belongs to one image: what of it is outside is cut off."""
+
+    left: int
+    top: int
+    right: int
+    bottom: int
 
 
-def mosaic_tiles(
-    sizes: Sequence[tuple[int, int]],
-    centre_x: int,
-    centre_y: int,
-    size: int,
-    view: View,
-) -> list[Tile]:
-    """Four images around a pixel corner of the canvas, each with its corner there.
-
-    ``sizes`` are height and width of the images top left, top right, bottom left, bottom right.
-    """
-    tiles = []
-    for (height, width), right, below in zip(sizes, (0, 1, 0, 1), (0, 0, 1, 1), strict=True):
-        fit = fit_letterbox(height, width, size)
-        left = centre_x if right else centre_x - fit.resized_width
-        top = centre_y if below else centre_y - fit.resized_height
-        tiles.append(_tile(height, width, fit, left, top, 2 * size, view))
-    return tiles
-
-
-def _tile(height: int, width: int, fit: Letterbox, left: int, top: int, canvas: int, view: View) -> Tile:
-    """An image at its letterbox scale, its corner at (``left``, ``top``) of the canvas."""
+def place_tile(height: int, width: int, fit: Letterbox, left: int, top: int, cell: Cell, view: View) -> Tile:
+    """An image at its letterbox scale, its corner at (``left``, ``top``) of the canvas, cut to its cell."""
     return Tile(
-        _span(width, fit.resized_width, left, canvas, view.zoom, view.origin[0], view.width),
-        _span(height, fit.resized_height, top, canvas, view.zoom, view.origin[1], view.height),
+        across=_span(width, fit.resized_width, left, (cell.left, cell.right), view, 0),
+        down=_span(height, fit.resized_height, top, (cell.top, cell.bottom), view, 1),
     )
 
 
-def _span(length: int, resized: int, place: int, canvas: int, zoom: float, origin: float, view: int) -> Span:
+def _span(length: int, resized: int, place: int, cell: tuple[int, int], view: View, axis: int) -> Span:
     """Lay ``length`` source pixels, ``resized`` long on the canvas at ``place``, into the view.
 
     A view pixel belongs to the tile if its centre does, so tiles that touch on the canvas leave
@@ -176,11 +210,11 @@ def _span(length: int, resized: int, place: int, canvas: int, zoom: float, origi
     the picture by half a source pixel at most; the scale and offset returned are the rounded ones,
     so boxes move with it.
     """
-    scale = zoom * resized / length
-    offset = zoom * (place - canvas / 2) - origin
-    shown = max(0.0, -place * length / resized), min(length, (canvas - place) * length / resized)
+    scale = view.zoom * resized / length
+    offset = view.zoom * (place - view.canvas / 2) - view.origin[axis]
+    shown = max(0.0, (cell[0] - place) * length / resized), min(length, (cell[1] - place) * length / resized)
     start = max(0, math.ceil(shown[0] * scale + offset - 0.5))
-    stop = min(view, math.ceil(shown[1] * scale + offset - 0.5))
+    stop = min((view.width, view.height)[axis], math.ceil(shown[1] * scale + offset - 0.5))
     if start >= stop:
         return Span(start, start, 0, 0, scale, offset, shown)
     first = min(max(0, round((start - offset) / scale)), length - 1)
@@ -190,7 +224,7 @@ def _span(length: int, resized: int, place: int, canvas: int, zoom: float, origi
 
 
 def place_boxes(boxes_xyxy: NDArray[np.floating], tile: Tile) -> NDArray[np.floating]:
-    """Boxes in source pixels to boxes in view pixels, cut to the canvas; (n, 4) to (n, 4)."""
+    """Boxes in source pixels to boxes in view pixels, cut to the tile's cell; (n, 4) to (n, 4)."""
     placed = np.empty_like(boxes_xyxy)
     placed[:, 0::2] = tile.across.to_view(boxes_xyxy[:, 0::2])
     placed[:, 1::2] = tile.down.to_view(boxes_xyxy[:, 1::2])
@@ -205,13 +239,35 @@ def output_boxes(
     Returns:
         Boxes (n, 4), and which of them are still worth learning (n,).
     """
-    moved = placed_xyxy
-    if view.to_output is not None:
-        corners = placed_xyxy[:, [0, 1, 2, 1, 0, 3, 2, 3]].reshape(-1, 4, 2)
-        turned = corners @ view.to_output[:, :2].T + view.to_output[:, 2]
-        moved = np.concatenate([turned.min(1), turned.max(1)], axis=1)
+    moved = placed_xyxy if view.to_output is None else project_boxes(placed_xyxy, view.to_output, size)
     moved = moved.clip(0, size)
     return moved, worth_learning(placed_xyxy * view.magnification, moved)
+
+
+def project_boxes(boxes_xyxy: NDArray[np.floating], matrix: Matrix, size: int) -> NDArray[np.floating]:
+    """Bounds of boxes (n, 4) under a matrix into an output, not cut to it; no size behind the horizon."""
+    corners = boxes_xyxy[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 4, 2)  # around the box
+    w = corners @ matrix[2, :2] + matrix[2, 2]
+    least = _HORIZON * _least_w(matrix, size)
+    seen = np.where((w >= least)[..., None], corners, np.nan)
+    points, _ = project(np.concatenate([seen, _crossings(corners, w, least)], axis=1), matrix)
+    points[(w < least).all(1)] = 0
+    return np.concatenate([np.nanmin(points, axis=1), np.nanmax(points, axis=1)], axis=1)
+
+
+def _least_w(matrix: Matrix, size: int) -> float:
+    """Of the points that show in the output: there and back, w multiplies to 1."""
+    _, back = project(_corners_of_output(size), np.linalg.inv(matrix))
+    return float(1 / back.max())
+
+
+def _crossings(corners: NDArray[np.floating], w: NDArray[np.floating], least: float) -> NDArray[np.floating]:
+    """(n, 4, 2): where the edges of quadrilaterals (n, 4, 2) have ``w`` = ``least``, nan where nowhere."""
+    ends, w_ends = np.roll(corners, -1, axis=1), np.roll(w, -1, axis=1)
+    passes = (w < least) != (w_ends < least)
+    share = np.divide(least - w, w_ends - w, out=np.full_like(w, np.nan), where=passes)
+    crossings: NDArray[np.floating] = corners + share[..., None] * (ends - corners)
+    return crossings
 
 
 def worth_learning(before_xyxy: NDArray[np.floating], after_xyxy: NDArray[np.floating]) -> NDArray[np.bool_]:

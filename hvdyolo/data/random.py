@@ -9,6 +9,7 @@ class Purpose(IntEnum):
     """What numbers are drawn for; streams of different purposes are independent."""
 
     AUGMENTATION = 1
+    INPUT_SIZE = 2
 
 
 def sample_generator(seed: int, epoch: int, position: int, purpose: Purpose) -> np.random.Generator:

@@ -11,10 +11,13 @@ from PIL import Image
 from torch.nn.functional import interpolate
 
 from hvdyolo.data.opencv import require_opencv, resize_bilinear, warp_bilinear
-from hvdyolo.data.placement import Affine, Tile, View
+from hvdyolo.data.placement import Homography, Matrix, Tile, View
 from hvdyolo.ops.letterbox import FILL
 
 Pixels = NDArray[np.uint8]
+Warp = Callable[[Pixels, Matrix, Pixels], None]
+"""Fills its third argument (h, w, 3) with its first (H, W, 3), another array, under a matrix between them."""
+
 Resampling = Literal["triangle", "bilinear", "exact"]
 
 
@@ -23,14 +26,14 @@ class Renderer:
     """One way to resample.
 
     Attributes:
-        view: of an affine and the output's size.
+        view: of a homography, the canvas's side and the output's.
         resize: fills its second argument (h, w, 3) with its first (H, W, 3).
-        warp: fills its third argument (h, w, 3) with its first (H, W, 3) under a map (2, 3) between them.
+        warp: the second resampling, where there is one.
     """
 
-    view: Callable[[Affine, int], View]
+    view: Callable[[Homography, int, int], View]
     resize: Callable[[Pixels, Pixels], None]
-    warp: Callable[[Pixels, NDArray[np.float64], Pixels], None]
+    warp: Warp
 
     def canvas(self, view: View, output: Pixels) -> Pixels:
         """Grey pixels of the view: ``output`` itself where it is the view."""
@@ -85,13 +88,15 @@ def _resize_triangle(image: Pixels, target: Pixels) -> None:
     target[...] = resized[0].permute(1, 2, 0).numpy()
 
 
-def _warp_pillow(image: Pixels, to_target: NDArray[np.float64], target: Pixels) -> None:
-    from_target = np.linalg.inv(np.vstack([to_target, [0.0, 0.0, 1.0]]))
+def _warp_pillow(image: Pixels, to_target: Matrix, target: Pixels) -> None:
+    from_target = np.linalg.inv(to_target)
+    coefficients = (from_target / from_target[2, 2]).ravel().tolist()
+    affine = not to_target[2, :2].any()
     height, width = target.shape[:2]
     warped = Image.fromarray(image).transform(
         (width, height),
-        Image.Transform.AFFINE,
-        from_target[:2].ravel().tolist(),
+        Image.Transform.AFFINE if affine else Image.Transform.PERSPECTIVE,
+        coefficients[: 6 if affine else 8],
         resample=Image.Resampling.BILINEAR,
         fillcolor=(FILL, FILL, FILL),
     )

@@ -6,7 +6,7 @@ the step before still computes, in one small vector that also carries the reques
 to be logged: a step costs one gradient reduction and one such vector.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -83,13 +83,36 @@ class UpcomingStep:
         )
 
 
+@dataclass(frozen=True)
+class CellCounts:
+    """Numbers of (image, anchor, row, column) cells in a rank's batches.
+
+    Attributes:
+        images: of a batch.
+        anchors: a cell.
+        strides: of the levels.
+    """
+
+    images: int
+    anchors: int
+    strides: tuple[int, ...]
+
+    @property
+    def levels(self) -> int:
+        return len(self.strides)
+
+    def of(self, input_size: int) -> list[int]:
+        """Cells of each level at one size of the input."""
+        return [self.images * self.anchors * (input_size // stride) ** 2 for stride in self.strides]
+
+
 class StepFeed:
     """Groups a rank's batches into steps and sends their counts around.
 
     Args:
         batches: this rank's batches, in order.
         ranges: the steps they make up, in the same order.
-        cells_per_level: number of (image, anchor, row, column) cells of each level in a batch.
+        cells: of each level in a batch.
     """
 
     def __init__(
@@ -97,25 +120,28 @@ class StepFeed:
         batches: Iterator[TrainBatch[Matches]],
         ranges: Iterator[StepRange],
         comm: Communicator,
-        cells_per_level: Sequence[int],
+        cells: CellCounts,
     ) -> None:
         self._batches = batches
         self._ranges = ranges
         self._comm = comm
-        self._cells = tuple(cells_per_level)
+        self._cells = cells
 
     def next(self, report: Report) -> UpcomingStep:
         """Load the next step's batches and start summing its counts."""
         step = next(self._ranges, None)
         batches = tuple(next(self._batches) for _ in range(step.passes)) if step else ()
-        counts = sum(map(self._counts, batches), start=torch.zeros(1 + len(self._cells)))
+        counts = sum(map(self._counts, batches), start=torch.zeros(1 + self._cells.levels))
         vector = torch.cat([torch.tensor([float(report.stop)]), report.losses.cpu(), counts])
         # In double precision: a float sum of counts would be exact only up to 2^24.
         pending = self._comm.sum_async("step", vector.double())
-        micro_batches = tuple(MicroBatch(batch, pad_matches(batch.matches, self._cells)) for batch in batches)
+        micro_batches = tuple(
+            MicroBatch(batch, pad_matches(batch.matches, self._cells.of(batch.input_size)))
+            for batch in batches
+        )
         return UpcomingStep(step, micro_batches, pending)
 
     def _counts(self, batch: TrainBatch[Matches]) -> Tensor:
         parts = batch.matches
-        matches = [float(sum(len(part[level].cell) for part in parts)) for level in range(len(self._cells))]
+        matches = [float(sum(len(part[level].cell) for part in parts)) for level in range(self._cells.levels)]
         return torch.tensor([float(batch.weights.sum()), *matches])

@@ -83,6 +83,7 @@ class Learner:
             self._moved(batch.flip),
             self._moved(batch.colour_gains),
             dtype=next(self.model.parameters()).dtype,
+            size=batch.input_size,
         )
         levels = self.model(images)  # per level (B, 3, H, W, 5 + classes)
         terms = detection_loss(
@@ -91,7 +92,8 @@ class Learner:
             batch.weights.to(self.device),
             counts,
             self.loss,
-            images.shape[-1],
+            # Of the setting, not of the step: gains would change with the size otherwise.
+            batch.images.shape[1],
         )
         terms.total.backward()  # type: ignore[no-untyped-call]
         return torch.stack([terms.box, terms.objectness, terms.classification]).detach().float()

@@ -6,8 +6,10 @@ docs/differences_from_yolov5.md).
 """
 
 import math
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 from hvdyolo.config import OptimizerConfig
 
@@ -70,6 +72,13 @@ class TrainingSchedule:
             yield StepRange(epoch, first, passes)
             first += passes
 
+    def step_at(self, epoch: int, batch: int) -> StepRange:
+        """The optimizer step that takes ``batch`` of ``epoch``."""
+        firsts = _firsts(self, epoch)
+        step = bisect_right(firsts, batch) - 1
+        after = firsts[step + 1] if step + 1 < len(firsts) else self.batches
+        return StepRange(epoch, firsts[step], after - firsts[step])
+
     def rates(self, step: StepRange) -> StepRates:
         """Rates for ``step``; during warm-up those of its last batch."""
         settings = self.settings
@@ -97,3 +106,9 @@ class TrainingSchedule:
         if self.settings.schedule == "cosine":
             share = (1 - math.cos(math.pi * share)) / 2
         return (1 - share) * (1 - self.settings.lr_final) + self.settings.lr_final
+
+
+@lru_cache(maxsize=1)
+def _firsts(schedule: TrainingSchedule, epoch: int) -> list[int]:
+    """First batch of each step of an epoch, whose batches are asked for one after the other."""
+    return [step.first for step in schedule.steps(epoch)]

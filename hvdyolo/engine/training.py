@@ -17,7 +17,8 @@ from hvdyolo.engine.agreement import on_every_rank, on_first_rank
 from hvdyolo.engine.attempt import Attempt, begin_attempt
 from hvdyolo.engine.checkpoint import TrainingState, load_tensors
 from hvdyolo.engine.ema import MovingAverage
-from hvdyolo.engine.feed import StepFeed
+from hvdyolo.engine.feed import CellCounts, StepFeed
+from hvdyolo.engine.input_size import InputSizes
 from hvdyolo.engine.job import Job, open_job
 from hvdyolo.engine.journal import LOGGER, Journal
 from hvdyolo.engine.learner import Learner
@@ -91,14 +92,18 @@ def check(config: Config, data: Path, stage: str | None, job: Job) -> Inputs:
     shards = local_shards(data, ("train", "val"), stage, lambda: job.beacon.beat("stage", 0))
     training = PackedSplit(data, "train", verify=config.loader.verify, shards=shards)
     validation = PackedSplit(data, "val", verify=config.loader.verify, shards=shards)
-    plan = BatchPlan(
-        samples=len(training),
+    return Inputs(training, validation, build_plan(config, len(training)))
+
+
+def build_plan(config: Config, samples: int) -> BatchPlan:
+    """Which of so many samples are in which batch."""
+    return BatchPlan(
+        samples=samples,
         batch=config.train.batch,
         seed=config.train.seed,
         order=config.loader.order,
         partners=config.augment.partners,
     )
-    return Inputs(training, validation, plan)
 
 
 def check_image_size(key: str, size: int, model: DetectionModel) -> None:
@@ -142,6 +147,7 @@ def train_attempt(config: Config, inputs: Inputs, run: Path, resume: str, job: J
         beacon=beacon,
         step=state.training.step,
     )
+    input_sizes = build_input_sizes(config, schedule, model)
     loader = TrainLoader(
         training,
         plan,
@@ -153,10 +159,11 @@ def train_attempt(config: Config, inputs: Inputs, run: Path, resume: str, job: J
         epochs=config.train.epochs,
         start_epoch=state.training.epoch,
         start_batch=state.training.batch,
+        input_size=input_sizes.at,
     )
     journal = Journal(run, state.training.step) if comm.world.rank == 0 else None
     try:
-        _record_derived(config, run, job, schedule, model, training, loader.workers)
+        _record_derived(config, run, job, schedule, model, training, loader.workers, input_sizes)
         trainer = Trainer(
             replace(config, loader=loading),
             run,
@@ -166,7 +173,7 @@ def train_attempt(config: Config, inputs: Inputs, run: Path, resume: str, job: J
                 iter(loader),
                 _step_ranges(schedule, state.training),
                 comm,
-                cells_per_level(model, len(plan.slots(comm.world.rank, comm.world.size))),
+                count_cells(model, len(plan.slots(comm.world.rank, comm.world.size))),
             ),
             inputs.validation,
             state.training,
@@ -187,10 +194,20 @@ def build_assigner(model: DetectionModel, threshold: float) -> Assigner:
     return Assigner(model.strides, model.anchors_pixels.cpu().numpy(), threshold)
 
 
-def cells_per_level(model: DetectionModel, images: int) -> list[int]:
-    """Number of (image, anchor, row, column) cells at each level in a batch of ``images``."""
-    anchors = model.anchors_pixels.shape[1]
-    return [images * anchors * (model.image_size // stride) ** 2 for stride in model.strides]
+def count_cells(model: DetectionModel, images: int) -> CellCounts:
+    """The cells of ``model`` in batches of ``images``."""
+    return CellCounts(images, anchors=model.anchors_pixels.shape[1], strides=model.strides)
+
+
+def build_input_sizes(config: Config, schedule: TrainingSchedule, model: DetectionModel) -> InputSizes:
+    """The sizes of the network's inputs, one an optimizer step."""
+    return InputSizes(
+        schedule,
+        config.train.seed,
+        config.loader.image_size,
+        max(model.strides),
+        config.augment.multi_scale,
+    )
 
 
 @dataclass(frozen=True)
@@ -259,6 +276,7 @@ def _record_derived(
     model: DetectionModel,
     training: PackedSplit,
     workers: int,
+    input_sizes: InputSizes,
 ) -> None:
     """Write and tell what follows from the settings, the data and the launch."""
     if job.comm.world.rank != 0:
@@ -275,6 +293,7 @@ def _record_derived(
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "batches_per_epoch": schedule.batches,
         "accumulation": schedule.accumulation,
+        "input_sizes": input_sizes.choices,
         "warmup_batches": schedule.warmup_batches,
         "weight_decay": schedule.weight_decay,
     }

@@ -57,7 +57,7 @@ def detection_loss(
         image_weights: (B,) 1, or 0 for images that only fill the batch; those have no matches.
         counts: what the terms are divided by.
         settings: gains, smoothing and weights of positive targets.
-        image_size: side of the input, pixels.
+        image_size: side of the inputs for which the gain of objectness is meant, pixels.
     """
     # In the predictions' type, so a float64 model has a float64 loss, but never in half precision.
     dtype = torch.promote_types(levels[0].dtype, torch.float32)

@@ -1,4 +1,4 @@
-"""From a batch of bytes to the network's input: mirror, colour, scale and layout.
+"""From a batch of bytes to the network's input: mirror, colour, scale, size and layout.
 
 This runs on every training batch. On one core, 8 images of 320 pixels take about 1 ms, and 10 ms with
 mirror and colour. It would be five times as much with ``torch.where`` and ``%``, which are not vectorised on
@@ -8,6 +8,7 @@ at 640 pixels four times: each operation's result would be allocated anew and le
 
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 _TINY = 1e-12
 _BLOCK_PIXELS = 1 << 16  # of an image whose colours a CPU changes together; half and twice as many are slower
@@ -18,6 +19,7 @@ def prepare_images(
     flip: Tensor | None = None,
     colour_gains: Tensor | None = None,
     dtype: torch.dtype = torch.float32,
+    size: int | None = None,
 ) -> Tensor:
     """The input of the network.
 
@@ -26,12 +28,21 @@ def prepare_images(
         flip: bool (B,): images to mirror left to right.
         colour_gains: float32 (B, 3): factors of hue, saturation and value.
         dtype: of the result, and of the arithmetic on colours.
+        size: side of the result; by default that of the images.
 
     Returns:
         (B, 3, H, W) in 0..1, in channels_last memory, in which convolutions on CPUs run a third faster even
         with contiguous weights.
     """
-    planes = images.permute(0, 3, 1, 2)
+    inputs = _coloured(images.permute(0, 3, 1, 2), flip, colour_gains, dtype)
+    if size is None or size == inputs.shape[-1]:
+        return inputs
+    # The project's rule is a triangle that widens when shrinking; to enlarge, the plain one is the same.
+    return interpolate(inputs, (size, size), mode="bilinear", antialias=size < inputs.shape[-1])
+
+
+def _coloured(planes: Tensor, flip: Tensor | None, colour_gains: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """(B, 3, H, W) of the images' own size, in 0..1."""
     if colour_gains is None:
         mirrored = planes if flip is None else _mirror(planes, flip)
         return (mirrored.to(dtype) / 255).contiguous(memory_format=torch.channels_last)

@@ -66,6 +66,21 @@ def test_a_run_leaves_all_that_the_design_promises(launch, synthetic, tmp_path, 
     assert json.loads((run / "derived.json").read_text())["ranks"] == ranks
 
 
+def test_all_augmentations_together_train_on_two_ranks(launch, synthetic, tmp_path) -> None:
+    run = tmp_path / "run"
+    strong = {
+        "mosaic": 0.8, "mosaic_9": 0.5, "degrees": 10, "shear": 5, "perspective": 0.2, "mixup": 0.5,
+        "autoaugment": "v1", "cutout": 0.5, "flip_up_down": 0.5, "multi_scale": 0.5,
+    }  # fmt: skip
+    settings = [word for key, value in strong.items() for word in (f"--augment.{key}", value)]
+    ended = launch(words(synthetic, run, *settings), "mpirun", 2)
+    assert ended.code == 0, ended.output
+    assert json.loads((run / "derived.json").read_text())["input_sizes"] == [32, 64, 96]
+    terms = ("box", "objectness", "classification")
+    losses = [entry[term] for entry in metrics(run, "epoch") for term in terms]
+    assert all(0 < loss < 100 for loss in losses), losses
+
+
 def test_a_stopped_run_is_resumed_by_the_same_command_on_other_ranks(launch, synthetic, tmp_path) -> None:
     run = tmp_path / "run"
     more = ["--train.epochs", "4", "--train.eval_every", "4"]

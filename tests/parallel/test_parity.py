@@ -24,7 +24,7 @@ from hvdyolo.engine.feed import Report, StepFeed
 from hvdyolo.engine.learner import Learner
 from hvdyolo.engine.optimizer import build_optimizer
 from hvdyolo.engine.schedule import TrainingSchedule
-from hvdyolo.engine.training import build_assigner, cells_per_level
+from hvdyolo.engine.training import build_assigner, count_cells
 from hvdyolo.models.build import DetectionModel, build_model
 
 SIZE = 64
@@ -61,7 +61,7 @@ class Rehearsal:
         plan = BatchPlan(samples=10**6, batch=images, seed=0)
         self.slots = plan.slots(comm.world.rank, comm.world.size)
         self.feed = StepFeed(
-            self._batches(), schedule.steps(0), comm, cells_per_level(self.model, len(self.slots))
+            self._batches(), schedule.steps(0), comm, count_cells(self.model, len(self.slots))
         )
 
     def _batches(self) -> Iterator[TrainBatch]:
@@ -81,15 +81,18 @@ class Rehearsal:
                 classes = random.integers(0, CLASSES, (boxes, 1))
                 labels.append(np.hstack([classes, centres, sides]).astype(np.float32))
             count = len(self.slots)
+            # Every other step is of another size.
+            input_size = SIZE + 32 * (index // self.passes % 2)
             yield TrainBatch(
                 epoch=0,
                 index=index,
                 samples=tuple(self.slots),
                 images=torch.from_numpy(pixels),
+                input_size=input_size,
                 weights=torch.tensor(weights),
                 flip=torch.zeros(count, dtype=torch.bool),
                 colour_gains=torch.ones(count, 3),
-                matches=(assign(labels, SIZE, SIZE, 0),),
+                matches=(assign(labels, input_size, input_size, 0),),
                 labels=tuple(labels),
                 damaged={},
                 skipped=0,

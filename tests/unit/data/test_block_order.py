@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hvdyolo.config import AugmentConfig
-from hvdyolo.data.augment import draw_parameters
 from hvdyolo.data.block_order import BLOCK, WINDOW, BlockOrder, LaneTurn
+from hvdyolo.data.parameters import draw_parameters
 from hvdyolo.data.random import Purpose, sample_generator
 
 SEEDS = st.integers(0, 2**63 - 1)
@@ -112,14 +112,16 @@ def test_lanes_get_other_blocks_every_epoch() -> None:
 def test_a_mosaic_is_made_of_one_window() -> None:
     order = BlockOrder(5000, 4, 0)
     sources = set()
+    with_mixup = AugmentConfig(mixup=1.0)
     for turn, number in itertools.product(range(200), range(4)):
         (entry,) = order.turns(0, turn, range(number, number + 1))
         generator = sample_generator(0, 0, turn * 4 + number, Purpose.AUGMENTATION)
-        parameters = draw_parameters(AugmentConfig(), entry.sample, entry.window, generator)
+        parameters = draw_parameters(with_mixup, entry.sample, entry.window, generator)
         held = {entry.window[place] for place in range(len(entry.window))}
-        assert entry.sample in parameters.sources
-        assert {*parameters.sources} <= held
-        sources |= {*parameters.sources}
+        assert entry.sample in parameters.picture.sources
+        assert parameters.mixup is not None
+        assert {*parameters.picture.sources, *parameters.mixup.picture.sources} <= held
+        sources |= {*parameters.picture.sources}
     assert len(sources) > 0.95 * 4 * 200
 
 

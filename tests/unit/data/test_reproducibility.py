@@ -4,24 +4,36 @@ import hashlib
 import itertools
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 import pytest
 
-from hvdyolo.config import AugmentConfig, LoaderConfig
+from hvdyolo.config import AugmentConfig, LoaderConfig, OptimizerConfig
 from hvdyolo.data.loader import TrainBatch, TrainLoader
 from hvdyolo.data.order import BatchPlan
 from hvdyolo.data.reader import PackedSplit
 from hvdyolo.data.workers import start_worker_server
+from hvdyolo.engine.input_size import InputSizes
+from hvdyolo.engine.schedule import TrainingSchedule
 from hvdyolo.objective.assign import Assigner
 
 EPOCHS = 6
 BATCH = 8
 # Most slots are mosaics and all are turned: every kind of draw shows in the pixels.
-AUGMENT = AugmentConfig(mosaic=0.8, degrees=10.0, shear=3.0)
+AUGMENT = AugmentConfig(
+    mosaic=0.8,
+    mosaic_9=0.3,
+    degrees=10.0,
+    shear=3.0,
+    perspective=0.1,
+    mixup=0.4,
+    cutout=0.3,
+    autoaugment="v1",
+    flip_up_down=0.5,
+)
 EXACT = replace(AUGMENT, resampling="exact", colours="workers")
 CACHED = replace(AUGMENT, resampling="bilinear", partners="recent", colours="workers")
 ASSIGN = Assigner((8, 16, 32), np.full((3, 3, 2), 16, dtype=np.float32), 4.0)
@@ -46,6 +58,12 @@ class Stream:
         shares = [self._share(rank, ranks, workers, start, batches) for rank in range(ranks)]
         return [list(itertools.chain(*parts)) for parts in zip(*shares, strict=True)]
 
+    def _input_sizes(self) -> InputSizes:
+        """Two batches make a step."""
+        settings = OptimizerConfig(warmup_epochs=0.0, nominal_batch=2 * BATCH)
+        schedule = TrainingSchedule(settings, EPOCHS, self.plan.batches_per_epoch, BATCH)
+        return InputSizes(schedule, self.plan.seed, image_size=64, stride=32, fraction=0.5)
+
     def _share(
         self, rank: int, ranks: int, workers: int, start: int, batches: int | None
     ) -> list[list[Digest]]:
@@ -62,6 +80,7 @@ class Stream:
             epochs=EPOCHS,
             start_epoch=state["epoch"],
             start_batch=state["batch"],
+            input_size=self._input_sizes().at,
         ) as loader:
             assert len(loader) == len(self) - start
             return [slot_digests(loaded) for loaded in itertools.islice(loader, batches)]
@@ -85,14 +104,26 @@ class _CountingSplit:
         return self.split.read(index)
 
 
+def learnt(batch: TrainBatch[Any], slot: int) -> Iterator[np.ndarray]:
+    """What the cells of one image are to learn, a level; cells are counted from the image's first."""
+    for level, stride in enumerate(ASSIGN.strides):
+        cells = 3 * (batch.input_size // stride) ** 2
+        for part in batch.matches:
+            own = part[level].cell // cells == slot
+            yield part[level].cell[own] % cells
+            yield part[level].box_cxcywh[own]
+
+
 def slot_digests(batch: TrainBatch[Any]) -> list[Digest]:
     digests = []
     for slot, sample in enumerate(batch.samples):
-        digest = hashlib.sha256(f"{batch.epoch} {batch.index} {sample}".encode())
+        digest = hashlib.sha256(f"{batch.epoch} {batch.index} {sample} {batch.input_size}".encode())
         for tensor in (batch.weights, batch.flip, batch.colour_gains, batch.images):
             if tensor is not None:
                 digest.update(tensor[slot].numpy().tobytes())
         digest.update(batch.labels[slot].tobytes())
+        for label_and_cell in learnt(batch, slot):
+            digest.update(label_and_cell.tobytes())
         digests.append(digest.hexdigest())
     return digests
 

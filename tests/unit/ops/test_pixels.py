@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from hvdyolo.ops.pixels import prepare_images
 
@@ -80,3 +81,21 @@ def test_flip_mirrors_left_and_right() -> None:
         found = prepare_images(images, torch.tensor([flip]))
         assert torch.allclose(found[0, 0, 0] * 255, torch.tensor(columns).float())
     assert images[0, 0, 0].tolist() == [1, 2, 3], "the batch itself is left alone"
+
+
+@pytest.mark.parametrize("size", [16, 96])
+def test_inputs_are_resized_last_and_by_the_one_rule(size: int) -> None:
+    images = torch.randint(0, 256, (2, 32, 32, 3), dtype=torch.uint8)
+    flip, gains = torch.tensor([True, False]), torch.tensor([[1.0, 1.5, 0.8], [1.0, 1.0, 1.0]])
+    found = prepare_images(images, flip, gains, size=size)
+    assert found.shape == (2, 3, size, size)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    for image, whole in zip(found, prepare_images(images, flip, gains), strict=True):
+        for plane, expected in zip(image, whole, strict=True):
+            resized = Image.fromarray(expected.numpy()).resize((size, size), Image.Resampling.BILINEAR)
+            assert torch.allclose(plane, torch.from_numpy(np.array(resized)), atol=1e-5)
+
+
+def test_inputs_of_their_own_size_are_left_alone() -> None:
+    images = torch.randint(0, 256, (1, 32, 32, 3), dtype=torch.uint8)
+    assert prepare_images(images, size=32).equal(prepare_images(images))
