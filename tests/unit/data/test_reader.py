@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -156,9 +157,9 @@ def test_it_reads_in_another_process(packed: Build, method: str) -> None:
     data = packed(shards=2, each=3)
     split = PackedSplit(data.root, "train")
     split.read(0)  # so that there is an open file to inherit
-    context = multiprocessing.get_context(method)
-    with context.Pool(2) as pool:
-        assert pool.map(split.read, range(6)) == [sample.encoded for sample in data.samples]
+    # A multiprocessing.Pool ends by SIGTERM, which is blocked once another test has started loader workers.
+    with ProcessPoolExecutor(2, multiprocessing.get_context(method)) as pool:
+        assert [*pool.map(split.read, range(6))] == [sample.encoded for sample in data.samples]
     assert split.read(0) == data.samples[0].encoded
 
 
