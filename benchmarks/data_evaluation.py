@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hvdyolo.config import LoaderConfig
-from hvdyolo.data.loader import EvaluationLoader
+from hvdyolo.data.evaluation_loader import EvaluationLoader
 from hvdyolo.data.reader import PackedSplit
 from hvdyolo.ops.letterbox import FILL
 

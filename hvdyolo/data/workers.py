@@ -57,7 +57,7 @@ def start_worker_server(log: Path | None = None) -> None:
         # Started by the server's start if not before, but it unblocks the signals as it does.
         resource_tracker.ensure_running()
         signal.pthread_sigmask(signal.SIG_BLOCK, _GROUP_SIGNALS)
-        forkserver.set_forkserver_preload(["torch", "hvdyolo.data.loader"])
+        forkserver.set_forkserver_preload(["torch", "hvdyolo.data.loader", "hvdyolo.data.evaluation_loader"])
         forkserver.ensure_running()
 
 

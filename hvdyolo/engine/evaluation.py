@@ -5,10 +5,10 @@ import time
 from pathlib import Path
 
 from hvdyolo.config import Config
-from hvdyolo.data.loader import with_workers
 from hvdyolo.data.manifest import read_manifest
 from hvdyolo.data.reader import PackedSplit
 from hvdyolo.data.staging import local_shards
+from hvdyolo.data.worker_count import with_workers
 from hvdyolo.engine.agreement import on_every_rank, on_first_rank
 from hvdyolo.engine.evaluator import evaluate
 from hvdyolo.engine.job import Job, open_job

@@ -4,8 +4,8 @@ import numpy as np
 import torch
 
 from hvdyolo.config import EvaluationConfig, LoaderConfig
+from hvdyolo.data.evaluation_loader import EvaluationBatch, EvaluationLoader
 from hvdyolo.data.format import CROWD
-from hvdyolo.data.loader import EvaluationBatch, EvaluationLoader
 from hvdyolo.data.reader import PackedSplit
 from hvdyolo.distributed.communicator import Communicator
 from hvdyolo.distributed.watchdog import Beacon

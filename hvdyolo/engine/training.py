@@ -7,11 +7,12 @@ from pathlib import Path
 import torch
 
 from hvdyolo.config import Config
-from hvdyolo.data.loader import TrainLoader, check_packages, with_workers
+from hvdyolo.data.loader import TrainLoader, check_packages
 from hvdyolo.data.manifest import read_manifest
 from hvdyolo.data.order import BatchPlan
 from hvdyolo.data.reader import PackedSplit
 from hvdyolo.data.staging import local_shards
+from hvdyolo.data.worker_count import with_workers
 from hvdyolo.distributed.communicator import Communicator
 from hvdyolo.engine.agreement import on_every_rank, on_first_rank
 from hvdyolo.engine.attempt import Attempt, begin_attempt

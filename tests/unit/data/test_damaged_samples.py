@@ -17,8 +17,9 @@ import pytest
 from PIL import Image
 
 from hvdyolo.config import AugmentConfig, LoaderConfig
+from hvdyolo.data.evaluation_loader import EvaluationLoader
 from hvdyolo.data.images import ImageTooLargeError
-from hvdyolo.data.loader import EvaluationLoader, TrainBatch, TrainLoader
+from hvdyolo.data.loader import TrainBatch, TrainLoader
 from hvdyolo.data.manifest import build_manifest, write_manifest
 from hvdyolo.data.order import BatchPlan
 from hvdyolo.data.reader import DamagedSampleError, PackedSplit

@@ -7,23 +7,25 @@ import pytest
 import torch
 
 from hvdyolo.config import LoaderConfig
+from hvdyolo.data.evaluation_loader import EvaluationLoader
 from hvdyolo.data.images import MOST_PIXELS, decode, letterbox_image
-from hvdyolo.data.loader import EvaluationLoader
 from hvdyolo.data.reader import PackedSplit
 from hvdyolo.ops.letterbox import fit_letterbox
 
 
-@pytest.mark.parametrize("image_size", [96, 640])
-@pytest.mark.parametrize(("rank", "size"), [(0, 1), (1, 3)])
+@pytest.mark.parametrize(
+    ("image_size", "rank", "size", "workers"), [(96, 0, 1, 0), (640, 0, 1, 0), (96, 1, 3, 0), (96, 0, 1, 2)]
+)
 def test_a_batch_is_the_letterboxed_samples_and_their_labels(
-    synthetic: Path, image_size: int, rank: int, size: int
+    synthetic: Path, image_size: int, rank: int, size: int, workers: int
 ) -> None:
     split = PackedSplit(synthetic, "val")
     loader = EvaluationLoader(
-        split, LoaderConfig(workers=0), image_size=image_size, batch=5, rank=rank, size=size
+        split, LoaderConfig(workers=workers), image_size=image_size, batch=5, rank=rank, size=size
     )
     samples = []
-    for batch in loader:
+    # All are kept while the workers go on.
+    for batch in list(loader):
         assert batch.images.dtype == torch.uint8
         assert batch.images.shape == (len(batch.samples), image_size, image_size, 3)
         for place, sample in enumerate(batch.samples):

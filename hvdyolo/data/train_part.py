@@ -1,0 +1,192 @@
+"""One worker's part of a training batch: its slots' augmented samples, and what is assigned to their labels."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Generic, Literal, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hvdyolo.config import AugmentConfig
+from hvdyolo.data.augment import AugmentedSample, augment
+from hvdyolo.data.buffers import SharedImages
+from hvdyolo.data.decoding import read_pixels
+from hvdyolo.data.format import CROWD
+from hvdyolo.data.images import resize
+from hvdyolo.data.opencv import mirror, scale_colours
+from hvdyolo.data.order import RECENT, BatchPlan, SlotEntry
+from hvdyolo.data.parameters import draw_parameters
+from hvdyolo.data.random import Purpose, sample_generator
+from hvdyolo.data.reader import DamagedSampleError, PackedSplit
+from hvdyolo.data.render import renderer
+from hvdyolo.ops.letterbox import FILL, fit_letterbox
+
+Labels = NDArray[np.float32]
+MatchesT = TypeVar("MatchesT")
+
+Assign = Callable[[Sequence[Labels], int, int, int], MatchesT]
+"""Of labels (n, 5) of some images, height, width, number of the first in the rank's batch."""
+
+
+@dataclass(frozen=True)
+class TrainTask:
+    """A part of a batch that is to be loaded."""
+
+    step: int
+    """Batches since the first of epoch 0."""
+    part: int
+    input_size: int
+
+
+@dataclass(frozen=True, eq=False)
+class TrainPart(Generic[MatchesT]):
+    """What one worker loads of a batch."""
+
+    samples: tuple[int, ...]
+    images: Tensor | None
+    """``None``: they are in the memory that the worker shares with its rank."""
+    input_size: int
+    weights: NDArray[np.float32]
+    flip: NDArray[np.bool_] | None
+    colour_gains: NDArray[np.float32] | None
+    matches: MatchesT
+    labels: tuple[Labels, ...]
+    damaged: Mapping[int, str]
+    """What is wrong with the damaged samples that were met, partners in mosaics included."""
+    skipped: int
+    """Slots that would count, but whose sample is damaged."""
+
+
+@dataclass(frozen=True, eq=False)
+class _LoadedSlot:
+    """One slot's sample, grey and without labels if it is damaged itself."""
+
+    sample: AugmentedSample
+    weight: int
+    damaged: Mapping[int, str]
+    """As of :class:`TrainPart`."""
+    skipped: bool
+
+
+@dataclass(frozen=True)
+class _TrainImages:
+    """A split as the augmentation of one slot reads it.
+
+    What was damaged in another slot must not be known here: that would depend on which worker has both.
+    """
+
+    split: PackedSplit
+    image_size: int
+    max_pixels: int
+    policy: Literal["raise", "skip"]
+    decoded: dict[int, NDArray[np.uint8]] | None
+    """Images that were decoded before, for the next who asks; ``None``: they are not kept."""
+    damaged: dict[int, str] = field(default_factory=dict)
+    """Samples that were left out, and why."""
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Of the image as it is handed out: larger ones come at the network's size, as in evaluation."""
+        height, width = self.split.size(index)
+        if max(height, width) <= self.image_size:
+            return height, width
+        fit = fit_letterbox(height, width, self.image_size)
+        return fit.resized_height, fit.resized_width
+
+    def image(self, index: int) -> NDArray[np.uint8] | None:
+        if self.decoded is not None and (known := self.decoded.get(index)) is not None:
+            return known
+        try:
+            image = read_pixels(self.split, index, self.max_pixels)
+        except DamagedSampleError as error:
+            if self.policy == "raise":
+                raise
+            self.damaged[index] = str(error)
+            return None
+        height, width = self.size(index)
+        image = resize(image, width, height)
+        if self.decoded is not None:
+            self.decoded[index] = image
+        return image
+
+    def labels(self, index: int) -> Labels:
+        # A crowd is a region, not an object: nothing to learn a box from.
+        objects: Labels = self.split.labels(index)[self.split.flags(index) & CROWD == 0]
+        return objects
+
+
+@dataclass(frozen=True)
+class LoadPart(Generic[MatchesT]):
+    """The work of training's workers."""
+
+    split: PackedSplit
+    max_pixels: int
+    damaged: Literal["raise", "skip"]
+    plan: BatchPlan
+    augment: AugmentConfig
+    image_size: int
+    assign: Assign[MatchesT]
+    lanes: tuple[range, ...]
+    """Slots of each part."""
+    first_slot: int
+    """Of the rank: images are numbered from it."""
+    shared: SharedImages | None = None
+    """Where a worker leaves its images."""
+    decoded: dict[int, NDArray[np.uint8]] = field(default_factory=dict)
+    """What the slots may mix in again."""
+
+    def __call__(self, task: TrainTask, /) -> TrainPart[MatchesT]:
+        epoch, batch = divmod(task.step, self.plan.batches_per_epoch)
+        lanes = self.lanes[task.part]
+        entries = self.plan.entries(epoch, batch, lanes)
+        if self.shared is None:
+            images = torch.empty((len(entries), self.image_size, self.image_size, 3), dtype=torch.uint8)
+        else:
+            images = self.shared.batch(task.part, task.step, len(entries))
+        loaded = [self._load(entry, image) for entry, image in zip(entries, images.numpy(), strict=True)]
+        self._forget(entries)
+        labels = tuple(slot.sample.labels if slot.weight else slot.sample.labels[:0] for slot in loaded)
+        on_device = self.augment.colours == "device"
+        gains = [slot.sample.colour_gains for slot in loaded]
+        return TrainPart(
+            samples=tuple(entry.sample for entry in entries),
+            images=images if self.shared is None else None,
+            input_size=task.input_size,
+            weights=np.array([slot.weight for slot in loaded], dtype=np.float32),
+            flip=np.array([slot.sample.flip for slot in loaded]) if on_device else None,
+            colour_gains=np.array(gains, dtype=np.float32) if on_device else None,
+            matches=self.assign(labels, task.input_size, task.input_size, lanes.start - self.first_slot),
+            labels=labels,
+            damaged={sample: reason for slot in loaded for sample, reason in slot.damaged.items()},
+            skipped=sum(slot.skipped for slot in loaded),
+        )
+
+    def _load(self, entry: SlotEntry, output: NDArray[np.uint8]) -> _LoadedSlot:
+        generator = sample_generator(self.plan.seed, entry.epoch, entry.position, Purpose.AUGMENTATION)
+        decoded = self.decoded if self.plan.partners == "recent" else None
+        images = _TrainImages(self.split, self.image_size, self.max_pixels, self.damaged, decoded)
+        parameters = draw_parameters(self.augment, entry.sample, entry.partners, generator)
+        sample = augment(images, parameters, renderer(self.augment.resampling), output)
+        if entry.sample in images.damaged:
+            # Its partners go too: they have turns of their own.
+            output.fill(FILL)
+            grey = replace(sample, labels=sample.labels[:0])
+            return _LoadedSlot(grey, 0, images.damaged, skipped=entry.weight == 1)
+        if self.augment.colours == "workers":
+            scale_colours(output, sample.colour_gains)
+            if sample.flip:
+                mirror(output)
+        return _LoadedSlot(sample, entry.weight, images.damaged, skipped=False)
+
+    def _forget(self, entries: Sequence[SlotEntry]) -> None:
+        """Drop the decoded images that no slot can ask for again."""
+        if not self.decoded:
+            return
+        wanted = {entry.sample for entry in entries}
+        wanted.update(entry.partners[ago] for entry in entries for ago in range(RECENT - 1))
+        for sample in self.decoded.keys() - wanted:
+            del self.decoded[sample]
