@@ -1,4 +1,4 @@
-"""One worker's part of a training batch: its slots' augmented samples, and what is assigned to their labels."""
+"""One worker's part of a training batch: augmented samples, and what is assigned to their labels."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
