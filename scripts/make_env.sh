@@ -296,7 +296,8 @@ WRAPPER
 }
 
 install_hvdyolo() {
-  changing_pip "hvdyolo" install --no-deps --no-build-isolation -e "$ROOT" ||
+  # By a path, not an import hook: Python would take a checkout called hvdyolo in the working directory first.
+  changing_pip "hvdyolo" install --no-deps --no-build-isolation --config-settings editable_mode=compat -e "$ROOT" ||
     explain_failure "hvdyolo could not be installed" "$LOG"
 }
 

@@ -274,6 +274,13 @@ class TestKeptWheel:
         assert "compiling" not in output
 
 
+def test_the_library_is_found_beside_its_checkout(tmp_path: Path) -> None:
+    (tmp_path / "hvdyolo" / "hvdyolo").mkdir(parents=True)  # a checkout's name and layout
+    line = "from hvdyolo import Detector; print(Detector.__name__)"
+    ended = subprocess.run([sys.executable, "-c", line], cwd=tmp_path, capture_output=True, text=True)
+    assert ended.stdout == "Detector\n", ended.stderr
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_interrupt_ends_what_was_started(tmp_path: Path, number: signal.Signals) -> None:
     log = tmp_path / "log"
