@@ -103,7 +103,7 @@ def check(config: Config, data: Path, stage: str | None, job: Job) -> Inputs:
 
 def check_image_size(key: str, size: int, model: DetectionModel) -> None:
     """Raise a :class:`UsageError` unless ``size`` is a multiple of the model's largest stride."""
-    stride = max(model.strides)
+    stride = model.size_multiple
     if size % stride:
         nearest = max(round(size / stride), 1) * stride
         raise UsageError(f"{key} must be a multiple of {stride}, not {size}; {nearest} is nearest.")

@@ -45,7 +45,7 @@ def test_bottleneck_adds_only_between_equal_widths_and_if_asked(x: Tensor) -> No
         branch = block.cv2(block.cv1(x))
         assert torch.allclose(block(x), x + branch if adds else branch, atol=1e-6)
     assert Bottleneck(8, 6).cv1.conv.out_channels == 3
-    assert Bottleneck(8, 6, True, 1.0).cv1.conv.out_channels == 6
+    assert Bottleneck(8, 6, True, 1, 1.0).cv1.conv.out_channels == 6
 
 
 def test_c3_joins_the_long_branch_before_the_short_one(x: Tensor) -> None:
