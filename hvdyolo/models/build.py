@@ -139,7 +139,7 @@ def check_sizes(values: dict[str, Any], parsed: Description) -> None:
             cells = side / output.stride
             if tuple(y.shape) != (1, output.channels, cells, cells):
                 raise UsageError(
-                    f"{where}: it makes {y.shape[2]} x {y.shape[3]} cells of {side} x {side} pixels, and stride "
+                    f"{where}: {side} x {side} pixels become {y.shape[2]} x {y.shape[3]} cells, and stride "
                     f"{output.stride:g} would be {cells:g} x {cells:g}; check kernel, stride and padding."
                 )
 

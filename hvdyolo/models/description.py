@@ -2,7 +2,7 @@
 
 import difflib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,6 +76,15 @@ def _read_yaml(text: str, name: str) -> dict[str, Any]:
         raise UsageError(f"{name} is not valid YAML: {' '.join(str(error).split())}.") from None
     if not isinstance(values, dict):
         raise UsageError(f"{name} is not a model description: it must be a mapping with backbone and head.")
+    return known_keys(values, name)
+
+
+def known_keys(values: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Those of ``values`` that describe a network.
+
+    Raises:
+        UsageError: another one would change the network, and cannot be followed.
+    """
     activation = values.get("activation", "nn.SiLU()")
     if activation not in ("nn.SiLU()", "nn.SiLU(inplace=True)"):
         raise UsageError(
