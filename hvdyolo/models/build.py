@@ -73,6 +73,14 @@ class DetectionModel(nn.Module):
         anchors = self.head.anchors
         return anchors * anchors.new_tensor(self.strides)[:, None, None]
 
+    def train(self, mode: bool = True) -> "DetectionModel":
+        """As torch's, but norms with frozen weights stay in evaluation mode and keep their statistics."""
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d) and not module.weight.requires_grad:
+                module.eval()
+        return self
+
     def forward(self, images: Tensor) -> Any:
         """(B, 3, H, W) in 0..1, sides multiples of ``size_multiple`` → what :class:`Detect` gives."""
         outputs: dict[int, Any] = {}

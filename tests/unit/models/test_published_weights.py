@@ -592,6 +592,11 @@ def test_tensors_outside_their_storage(
     refused(with_tensor(tmp_path, lambda weight: Rebuilt(weight, offset, size, stride), zipped), word)
 
 
+def test_a_tensor_from_fewer_values_than_it_has(tmp_path: Path) -> None:
+    replace = functools.partial(Rebuilt, offset=0, size=(8, 3, 3, 3), stride=(0, 0, 0, 0))
+    refused(with_tensor(tmp_path, lambda weight: replace(torch.ones(1))), "does not lie within its 1 values")
+
+
 def test_a_tensor_expanded_from_little(tmp_path: Path) -> None:
     """A network so wide that its tensors would fill the memory, each from one value."""
     wide = {**SMALL, "width_multiple": 4096.0}
