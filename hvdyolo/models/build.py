@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from hvdyolo.models.description import Description, parse_description, read_description
 from hvdyolo.models.head import Detect, default_anchors
-from hvdyolo.models.rows import BuiltRow, FeatureMap, FeatureMaps, build_row, one_map, reads_several
+from hvdyolo.models.rows import BuiltRow, FeatureMap, FeatureMaps, build_row, misfit, one_map, reads_several
 from hvdyolo.models.shipped import shipped_names
 from hvdyolo.utils.errors import DataError, MismatchError, UsageError
 from hvdyolo.utils.files import storage_errors, write_atomically
@@ -142,7 +142,7 @@ def check_sizes(values: dict[str, Any], parsed: Description) -> None:
         try:
             x = model.run_row(number, x, outputs)
         except (RuntimeError, TypeError, ValueError):
-            raise UsageError(f"{where}: arguments {list(row.arguments)} do not fit {row.module}.") from None
+            raise misfit(row, where) from None
         for y, output in zip(x if len(maps) > 1 else [x], maps, strict=True):
             cells = side / output.stride
             if tuple(y.shape) != (1, output.channels, cells, cells):

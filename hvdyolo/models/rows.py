@@ -95,8 +95,15 @@ def build_row(
     except _Mistake as mistake:
         raise UsageError(f"{where}: {mistake}.") from None
     except (ArithmeticError, AssertionError, IndexError, RuntimeError, TypeError, ValueError):
-        raise UsageError(f"{where}: arguments {list(row.arguments)} do not fit {row.module}.") from None
+        raise misfit(row, where) from None
     return built
+
+
+def misfit(row: Row, where: str) -> UsageError:
+    """The error of a row whose arguments are wrong in a way that is not told apart."""
+    return UsageError(
+        f"{where}: arguments {list(row.arguments)} do not fit {row.module}; docs/models.md tells what do."
+    )
 
 
 def one_map(outputs: FeatureMaps, where: str) -> FeatureMap:
