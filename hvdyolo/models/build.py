@@ -156,12 +156,14 @@ def load_model(path: str | Path) -> DetectionModel:
     """The model in a weights file of :func:`save_model`, in evaluation mode.
 
     Raises:
-        UsageError: there is no such file.
+        UsageError: there is no such file, or it is one to import first.
         DataError: it is damaged or not a weights file of this program.
         MismatchError: it was written by another version of the format.
     """
     if not Path(path).is_file():
         raise UsageError(f"There is no weights file {path}.")
+    if Path(path).suffix in (".pt", ".pth"):
+        raise UsageError(f"{path} is not safetensors; import it first: hvdyolo weights import {path} FILE.")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}

@@ -1,7 +1,6 @@
 """Model descriptions in YOLOv5's YAML format: reading and checking."""
 
 import difflib
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ _KEYS = ("depth_multiple", "width_multiple", "anchors", "backbone", "head")
 _MOST_ROWS = 1000
 _MOST_REPEATS = 100
 _MOST_ANCHORS = 100
+_LARGEST = 1e9
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def read_description(name: str | Path) -> dict[str, Any]:
 def _read_yaml(text: str, name: str) -> dict[str, Any]:
     try:
         values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date or a number that is none, too
         raise UsageError(f"{name} is not valid YAML: {' '.join(str(error).split())}.") from None
     if not isinstance(values, dict):
         raise UsageError(f"{name} is not a model description: it must be a mapping with backbone and head.")
@@ -107,7 +107,8 @@ def parse_description(values: dict[str, Any], name: str) -> Description:
     for key in ("depth_multiple", "width_multiple"):
         if not _is_number(values[key]) or values[key] <= 0:
             raise UsageError(
-                f"Model description {name}: '{key}' must be a number above 0, not {values[key]!r}."
+                f"Model description {name}: '{key}' must be a number above 0 and below {_LARGEST:g}, not "
+                f"{values[key]!r}."
             )
     for key in ("backbone", "head"):
         if not isinstance(values[key], list) or not values[key]:
@@ -162,7 +163,8 @@ def _is_anchor_level(level: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    # Bounds and not math.isfinite, which fails at integers that no float can hold.
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and -_LARGEST < value < _LARGEST
 
 
 def _parse_row(row: Any, number: int, name: str) -> Row:

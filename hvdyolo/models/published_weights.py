@@ -51,7 +51,9 @@ def read_published(path: Path) -> DetectionModel:
         try:
             return _read_model(file)
         except UsageError as error:
-            raise DataError(f"{path} cannot be imported: {error}") from None
+            # It quotes the file, which may hold anything, terminal commands too.
+            told = "".join(c if c.isprintable() else "?" for c in str(error))[:500]
+            raise DataError(f"{path} cannot be imported: {told}") from None
 
 
 def _read_model(file: ForeignFile) -> DetectionModel:
@@ -61,7 +63,9 @@ def _read_model(file: ForeignFile) -> DetectionModel:
     model = _build(file, network, len(parts))
     _check_modules(file.name, parts)
     stride = network.state.get("stride")
-    if stride is not None and tuple(file.tensor(stride).flatten().tolist()) != model.strides:
+    if stride is not None and (
+        file.shape(stride) != (len(model.strides),) or tuple(file.tensor(stride).tolist()) != model.strides
+    ):
         raise DataError(f"{file.name} cannot be imported: its strides are not {model.strides}.")
     model.load_state_dict(_read_tensors(file, model, tensors), assign=True)
     published = 1280 if max(model.strides) >= 64 else 640
@@ -128,7 +132,7 @@ def _read_tensors(file: ForeignFile, model: DetectionModel, found: dict[str, Any
     for name in [*expected, *found]:
         if name not in found or name not in expected:
             there = "missing" if name not in found else "not in its description"
-            raise DataError(f"{file.name} cannot be imported: its tensor {name[:100]} is {there}.")
+            raise DataError(f"{file.name} cannot be imported: its tensor {name[:100]!r} is {there}.")
         if file.shape(found[name]) != tuple(expected[name].shape):
             raise DataError(
                 f"{file.name} cannot be imported: {name} has shape {file.shape(found[name])}, and its "
@@ -152,10 +156,11 @@ def _check_modules(name: str, parts: dict[str, StandIn]) -> None:
 
 
 def _class_names(names: Any) -> list[str]:
-    """A list, or since v6.2 a mapping of numbers; empty if it is neither."""
+    """A list, or since v6.2 a mapping of numbers; empty if it is neither, or not of printable words."""
     if isinstance(names, dict):
         names = [names.get(number) for number in range(len(names))]
-    return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else []
+    valid = isinstance(names, list) and all(isinstance(name, str) and name.isprintable() for name in names)
+    return list(names) if valid else []
 
 
 def _trained_size(content: Any, multiple: int) -> int | None:
@@ -185,7 +190,9 @@ def _plain(value: Any, name: str) -> Any:
             return {copy(key, depth + 1): copy(element, depth + 1) for key, element in item.items()}
         if isinstance(item, (list, tuple)):
             return [copy(element, depth + 1) for element in item]
-        if item is None or isinstance(item, (bool, int, float, str)):
+        if item is None or isinstance(item, (bool, float, str)):
+            return item
+        if isinstance(item, int) and item.bit_length() <= 64:  # far longer ones cannot even be printed
             return item
         raise DataError(f"{name} cannot be imported: its description holds more than text and numbers.")
 

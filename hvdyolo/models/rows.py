@@ -15,6 +15,8 @@ from hvdyolo.models.ghost import C3Ghost, GhostConv
 from hvdyolo.models.transformer import C3TR
 from hvdyolo.utils.errors import UsageError
 
+_LARGEST_STRIDE = 1 << 20
+
 
 @dataclass(frozen=True)
 class FeatureMap:
@@ -90,7 +92,7 @@ def build_row(
     repeats = max(round(row.repeats * depth_multiple), 1) if row.repeats > 1 else 1
     try:
         built = _BUILDERS[row.module](_Plan(maps, row.arguments, repeats, width_multiple))
-        if any(output.channels < 1 or not output.stride > 0 for output in built.outputs):
+        if any(output.channels < 1 or not 0 < output.stride < _LARGEST_STRIDE for output in built.outputs):
             raise ValueError("nothing would come out")
     except _Mistake as mistake:
         raise UsageError(f"{where}: {mistake}.") from None

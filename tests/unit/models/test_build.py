@@ -299,6 +299,11 @@ CONV = [-1, 1, "Conv", [16, 3, 2]]
         ({"anchors": [["ten", 13], [30, 61]]}, ["anchors"]),
         ({"depth_multiple": "deep"}, ["depth_multiple", "deep"]),
         ({"width_multiple": 0}, ["width_multiple"]),
+        ({"width_multiple": 10**400}, ["width_multiple"]),
+        ({"depth_multiple": float("nan")}, ["depth_multiple"]),
+        ({"anchors": [[10**400, 10], [30, 61]]}, ["anchors"]),
+        ({"backbone": [CONV, [-1, 9, "Conv", [16, 1, 1000]]]}, ["row 1", "[16, 1, 1000]", "Conv"]),
+        ({"backbone": [CONV, [-1, 1, "Conv", [10**400]]]}, ["row 1", "Conv"]),
     ],
 )
 def test_mistakes_are_named(tmp_path: Path, changes: dict[str, Any], words: list[str]) -> None:
@@ -322,7 +327,17 @@ def test_a_missing_key_is_named(tmp_path: Path, key: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [b"anchors: [", b"- 1\n- 2\n", b"", b"\xff\xfe\x00", b"when: 2026-11-24\n"]
+    "content",
+    [
+        b"anchors: [",
+        b"- 1\n- 2\n",
+        b"",
+        b"\xff\xfe\x00",
+        b"when: 2026-11-24\n",
+        b"when: 2026-99-99\n",
+        b"width_multiple: " + b"9" * 5000,
+        b"[" * 5000,
+    ],
 )
 def test_other_files_are_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "own.yaml"

@@ -333,12 +333,16 @@ def refused(path: Path, *words: str) -> None:
             {"yaml": {**SMALL, "width_multiple": 2.0}},
             ["model.0.conv.weight", "(8, 3, 3, 3)", "(16, 3, 3, 3)"],
         ),
-        ({"yaml": {**SMALL, "depth_multiple": 1e9}}, ["much larger network"]),
+        ({"yaml": {**SMALL, "depth_multiple": 1e8}}, ["much larger network"]),
         (
             {"yaml": {**SMALL, "backbone": [[-1, 1, "Conv", [torch.zeros(1)]]]}},
             ["more than text and numbers"],
         ),
         ({"names": ["a", "b", "c"]}, ["model.4.m.0.weight", "shape"]),
+        ({"yaml": {**SMALL, "activation": "\x1b[2J\n"}}, ["activation", "?[2J?"]),
+        ({"stride": torch.ones(1000)}, ["strides are not (2, 4)"]),
+        ({"names": ["a", "b\x1b[2J"]}, ["no class names"]),
+        ({"yaml": {**SMALL, "width_multiple": 10**5000}}, ["more than text and numbers"]),
         ({"names": []}, ["no class names"]),
         ({"names": [1, 2]}, ["no class names"]),
         ({"names": {1: "a", 2: "b"}}, ["no class names"]),
@@ -366,8 +370,8 @@ def test_differences_that_no_tensor_shows(tmp_path: Path) -> None:
         torch.save({"model": network}, tmp_path / "d.pt")
     refused(tmp_path / "a.pt", "model.0.act is LeakyReLU")
     refused(tmp_path / "b.pt", "model.0.bn", "eps")
-    refused(tmp_path / "c.pt", "model.0.extra", "not in its description")
-    refused(tmp_path / "d.pt", "model.0.bn.weight", "missing")
+    refused(tmp_path / "c.pt", "'model.0.extra'", "not in its description")
+    refused(tmp_path / "d.pt", "'model.0.bn.weight'", "missing")
 
 
 @pytest.mark.parametrize("content", [{"weight": torch.zeros(2)}, [1, 2], 3, {"model": None}, {"model": {}}])
