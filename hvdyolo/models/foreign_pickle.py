@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from io import BytesIO
 from typing import Any, BinaryIO, ClassVar
 
+from hvdyolo.models.foreign_tuples import TupleSizes
 from hvdyolo.utils.errors import DataError
 
 # Packages whose classes, in published weights, hold nothing but attributes.
@@ -42,6 +43,7 @@ _NAMES = frozenset(
 _REFUSED_OPCODES = frozenset(
     {"INST", "OBJ", "EXT1", "EXT2", "EXT4", "BYTEARRAY8", "NEXT_BUFFER", "READONLY_BUFFER"}
 )
+_LARGEST_TUPLE = 100_000
 _MOST_BYTES = 64 << 20  # the largest published checkpoint's is under 2 MB
 
 
@@ -102,6 +104,7 @@ def read_pickle(stream: BinaryIO, name: str) -> Pickled:
 def _check_opcodes(stream: BinaryIO, name: str) -> None:
     """Walk through the pickle without building anything: memory is not taken for what it only claims."""
     start = stream.tell()
+    sizes = TupleSizes()
     try:
         for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
             if opcode.name in _REFUSED_OPCODES:
@@ -109,6 +112,8 @@ def _check_opcodes(stream: BinaryIO, name: str) -> None:
             # A list of that length would be made; programs number what they keep from 0.
             if opcode.name.endswith("PUT") and not 0 <= int(argument or 0) <= count:
                 raise DataError(f"{name} is refused: its pickle asks for memory that it does not use.")
+            if sizes.follow(opcode, argument) > _LARGEST_TUPLE:
+                raise DataError(f"{name} is refused: its pickle nests tuples beyond any use.")
             if stream.tell() - start > _MOST_BYTES:
                 raise DataError(f"{name} is refused: its pickle is longer than {_MOST_BYTES} bytes.")
     except (ValueError, IndexError, OverflowError, MemoryError, UnicodeError):

@@ -453,6 +453,26 @@ def test_a_canary_is_never_run(tmp_path: Path, name: str, place: str, zipped: bo
         assert canary.exists()
 
 
+def test_the_script_ends_with_the_exit_codes_of_the_command(tmp_path: Path) -> None:
+    script = Path(__file__).resolve().parents[3] / "data_tools" / "import_weights.py"
+    good, evil, canary = (
+        stripped(tmp_path / "a.pt", made(tmp_path, SMALL)),
+        tmp_path / "b.pt",
+        tmp_path / "canary",
+    )
+    torch.save({"model": Call(os.system, f"touch {canary}")}, evil)
+    for source, code in ((good, 0), (evil, 65), (tmp_path / "none.pt", 2)):
+        target = tmp_path / f"{source.stem}.safetensors"
+        ended = subprocess.run(
+            [sys.executable, script, source, target], capture_output=True, text=True, timeout=120, check=False
+        )
+        assert ended.returncode == code, ended.stderr
+        assert target.exists() == (code == 0)
+        assert "Traceback" not in ended.stderr
+        assert len(ended.stderr.splitlines()) == (1 if code else 0)
+    assert not canary.exists()
+
+
 def write_pickle(path: Path, content: bytes) -> Path:
     """A file of torch's zip format with this pickle."""
     with zipfile.ZipFile(path, "w") as archive:
@@ -502,9 +522,14 @@ def test_names_that_weights_have_no_use_for(tmp_path: Path, content: bytes) -> N
         (b"Np999999999999\n.", "memory"),
         (b"\x80\x04\x8e" + struct.pack("<Q", 1 << 60) + b"abc.", "ends early"),
         (b"\x8b" + struct.pack("<i", 1 << 30) + b"\x01.", "ends early"),
+        # A tuple of a tuple twice, and so on, as the key of a mapping: hashing it takes for ever.
+        (b"}N" + b"2\x86" * 60 + b"Ns.", "nests tuples"),
+        (b"}N" + b"q\x01h\x01\x86" * 60 + b"Ns.", "nests tuples"),
+        (b"}N\x94" + b"".join(b"h" + bytes([n]) + b"\x86\x94" for n in range(60)) + b"Ns.", "nests tuples"),
+        (b"}(NN\x91" + b"2\x86" * 60 + b"Ns.", "nests tuples"),
         (b"", "ends early"),
         (b"N", "ends early"),
-        (b"0.", "cannot be followed"),
+        (b"0.", "ends early"),
         (b"h\x00.", "cannot be followed"),
         (b"cmodels.yolo\nModel\n(dS'a'\nI1\nsb.", "cannot be followed"),
         (b"]\x94Q.", "refers to something"),
