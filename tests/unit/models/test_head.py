@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hvdyolo.models.build import build_model
-from hvdyolo.models.head import Detect
+from hvdyolo.models.head import Detect, default_anchors
 
 ANCHORS = torch.tensor([[[16.0, 8.0], [24.0, 40.0]]])  # pixels; two at one level of stride 8
 
@@ -56,6 +56,17 @@ def test_boxes_of_other_output() -> None:
         (2 * 0.75 - 0.5 + 2) * 8, (2 * 0.25 - 0.5 + 1) * 8, 0.5**2 * 24, 1.5**2 * 40, 0.75, 0.25, 0.75,
     ]  # fmt: skip
     assert found == pytest.approx(expected, rel=1e-6)
+
+
+def test_stand_ins_for_anchors_take_boxes_of_all_sizes() -> None:
+    anchors = default_anchors([8, 16, 32], 3)
+    assert anchors[:, :, 0].tolist() == [[16, 32, 64], [32, 64, 128], [64, 128, 256]]
+    assert anchors[..., 0].equal(anchors[..., 1])
+    small = torch.logspace(math.log2(4.1), math.log2(120), 200, base=2)
+    for aspect in (1.0, 3.0, 7.9):
+        boxes = torch.stack([small, small * aspect], 1)  # the smaller side from half of the finest stride
+        ratios = boxes[:, None] / anchors.view(-1, 2)
+        assert (torch.maximum(ratios, 1 / ratios).amax(-1) < 4).any(1).all()
 
 
 def test_levels_follow_one_another() -> None:

@@ -106,6 +106,14 @@ def test_names_are_each_scale_with_each_layout() -> None:
     assert set(shipped_names()) == {f"yolov5{scale}{ending}" for scale in "nsmlx" for ending in STRIDES}
 
 
+def test_scales() -> None:
+    factors = {"n": (0.33, 0.25), "s": (0.33, 0.5), "m": (0.67, 0.75), "l": (1, 1), "x": (1.33, 1.25)}
+    for scale, expected in factors.items():
+        for ending in STRIDES:
+            values = read_description(f"yolov5{scale}{ending}")
+            assert (values["depth_multiple"], values["width_multiple"]) == expected
+
+
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_number_of_parameters(name: str) -> None:
     assert sum(parameter.numel() for parameter in build_empty(name).parameters()) == PARAMETERS[name]
@@ -164,6 +172,19 @@ def test_layouts_are_files_that_users_can_start_from() -> None:
         values = read_description(f"yolov5l{ending}")
         assert list(values) == ["nc", "depth_multiple", "width_multiple", "anchors", "backbone", "head"]
         assert (values["depth_multiple"], values["width_multiple"]) == (1.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("scale", "layers", "width"), [("n", 3, 64), ("s", 3, 128), ("m", 5, 192), ("l", 8, 256)]
+)
+def test_depth_and_width_of_the_bifpn(scale: str, layers: int, width: int) -> None:
+    """Not published, so counted: one width, and as many layers as EfficientDet-D0 has at the least."""
+    neck = build_empty(f"yolov5{scale}-bifpn").model[10]
+    narrowing = (1 + 2 + 4) * width**2 + 3 * 2 * width  # P3, P4 and P5 come 1, 2 and 4 times as wide
+    fusions = 2 + 2 + 3 + 2
+    layer = fusions + 4 * (9 * width + 2 * width + width**2 + 2 * width)
+    expected = narrowing + layers * layer
+    assert sum(parameter.numel() for parameter in neck.parameters()) == expected
 
 
 # Names and shapes at scale s with 80 classes, after the published definition of each module.
