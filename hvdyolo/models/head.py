@@ -16,7 +16,7 @@ def default_anchors(strides: Sequence[int], count: int) -> Tensor:
     """(levels, ``count``, 2) squares in pixels, to stand in until anchors are fitted to the data.
 
     Their sides are 2 to 8 strides in geometric progression, around what is published: three a level are 2, 4
-    and 8 strides wide. Under an anchor threshold of 4 they take boxes whose sides differ by less than 8 times.
+    and 8 strides wide. Under an anchor threshold of 4 these take all boxes of an aspect below 8.
     """
     steps = [2 * number / (count - 1) - 1 if count > 1 else 0.0 for number in range(count)]  # -1 … 1
     sides = torch.tensor([4 * 2**step for step in steps])

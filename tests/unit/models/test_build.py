@@ -255,6 +255,7 @@ CONV = [-1, 1, "Conv", [16, 3, 2]]
         ({"head": [CONV]}, ["last row", "Detect"]),
         ({"head": [*DETECT, CONV]}, ["row 4", "Detect"]),
         ({"head": DETECT}, ["1 levels", "anchors for 2"]),
+        ({"anchors": 3, "head": [[[3] * 6, 1, "Detect", ["nc", "anchors"]]]}, ["row 4", "6 levels", "5"]),
         ({"anchors": 0}, ["anchors"]),
         ({"anchors": 1000}, ["anchors"]),
         ({"anchors": True}, ["anchors"]),

@@ -80,6 +80,7 @@ def test_levels_follow_one_another() -> None:
 
 @pytest.mark.parametrize(("classes", "start"), [(80, math.log(0.6 / 79.00001)), (1, math.log(0.6 / 1e-5))])
 def test_biases_start_from_how_rare_objects_are(classes: int, start: float) -> None:
+    torch.manual_seed(0)  # of 240 random numbers in single precision two are sometimes equal
     model = build_model("yolov5n", classes)
     objectness = (math.log(8 / 80**2), math.log(8 / 40**2), math.log(8 / 20**2))
     for convolution, expected in zip(model.head.m, objectness, strict=True):
