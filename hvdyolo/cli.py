@@ -150,6 +150,43 @@ def _merge(words: Sequence[str]) -> int:
     return 0
 
 
+def _weights(words: Sequence[str]) -> int:
+    """Import published weights (.pt), or show what a weights file holds."""
+    actions: dict[str, Command] = {"import": _import_weights, "show": _show_weights}
+    if words and words[0] in actions:
+        return actions[words[0]](words[1:])
+    parser = Parser("weights", _weights)
+    parser.add_argument("action", choices=actions, help="import SRC.pt DST.safetensors, or show FILE")
+    parser.parse_args(words)
+    return 0
+
+
+def _import_weights(words: Sequence[str]) -> int:
+    """Read a .pt file of YOLOv5 (v5.0 to v7.0) without running its code, and write safetensors."""
+    parser = Parser("weights import", _import_weights)
+    parser.add_argument("source", type=Path, metavar="SRC.pt")
+    parser.add_argument("destination", type=Path, metavar="DST.safetensors")
+    parser.add_argument(
+        "--image-size", type=int, help="pixels; by default what the file tells, or is published"
+    )
+    options = parser.parse_args(words)
+    from hvdyolo.engine.weights_files import import_weights
+
+    print(import_weights(options.source, options.destination, options.image_size))
+    return 0
+
+
+def _show_weights(words: Sequence[str]) -> int:
+    """Print classes, strides, anchors and size of a weights file."""
+    parser = Parser("weights show", _show_weights)
+    parser.add_argument("file", type=Path)
+    path = parser.parse_args(words).file
+    from hvdyolo.engine.weights_files import describe_weights
+
+    print(describe_weights(path))
+    return 0
+
+
 def _slurm(words: Sequence[str]) -> int:
     """Copy the batch scripts out of the installed package."""
     parser = Parser("slurm", _slurm)
@@ -169,6 +206,7 @@ _COMMANDS: dict[str, Command] = {
     "eval": _eval,
     "detect": _detect,
     "merge": _merge,
+    "weights": _weights,
     "slurm": _slurm,
 }
 

@@ -13,9 +13,13 @@ class ModelConfig:
     """Which network."""
 
     description: str = "yolov5s"
-    """Name of a shipped description (yolov5n … yolov5x) or path of a YOLOv5 YAML file."""
+    """Name of a shipped network (docs/models.md lists them) or path of a YOLOv5 YAML file."""
     weights: str | None = None
-    """Safetensors file to start from; random weights if none."""
+    """Weights to start from, safetensors or a published .pt; what has the same name and shape is taken.
+    Random weights if none."""
+    freeze: str | None = None
+    """What is held fixed, norms' statistics included: rows (`0-9, 12`), `backbone`, `neck`, `head`, patterns
+    of names (`*.bn.*`), with commas between them."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +126,9 @@ class OptimizerConfig:
     """Last learning rate, as a fraction of `lr`."""
     schedule: Literal["linear", "cosine"] = "linear"
     """Shape of the fall between the two."""
+    lr_factors: str | None = None
+    """Parts that learn at a multiple of `lr`, warm-up included, such as `backbone=0.1, head=2`. Parts are
+    named as in `model.freeze`; of several for one parameter the last counts."""
     momentum: float = 0.937
     """Nesterov momentum after warm-up."""
     weight_decay: float = 5e-4

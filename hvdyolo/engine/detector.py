@@ -98,7 +98,7 @@ class Detector:
         _check_range("iou", iou, 0, 1)
         _check_range("max_boxes", max_boxes, 1, None)
         _check_range("batch", batch, 1, None)
-        stride = max(model.strides)
+        stride = model.size_multiple
         if self.image_size < stride or self.image_size % stride:
             raise UsageError(
                 f"image_size must be a multiple of {stride}, not {self.image_size}; "

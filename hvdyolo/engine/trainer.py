@@ -24,6 +24,7 @@ from hvdyolo.engine.evaluator import evaluate
 from hvdyolo.engine.feed import Report, Step, StepFeed
 from hvdyolo.engine.journal import LOGGER, Journal
 from hvdyolo.engine.learner import Learner
+from hvdyolo.engine.optimizer import base_lr
 from hvdyolo.engine.preemption import StopRequest
 from hvdyolo.engine.schedule import StepRange
 from hvdyolo.metrics.average_precision import CocoScores
@@ -171,8 +172,7 @@ class Trainer:
         """Evaluate, save and tell what is due after ``epoch``."""
         done = epoch + 1
         last = done == self.config.train.epochs
-        rates = self.learner.optimizer.param_groups[-1]
-        results = {"lr": rates["lr"], **results}
+        results = {"lr": base_lr(self.learner.optimizer), **results}
         self._average_running_statistics()
         if last or done % self.config.train.eval_every == 0:
             scores = self._evaluate()
@@ -263,8 +263,7 @@ class Trainer:
             *losses.values(), *speed.values(),
         )  # fmt: skip
         if self._journal is not None:
-            lr = self.learner.optimizer.param_groups[-1]["lr"]
-            values = {"lr": lr, **losses, **speed}
+            values = {"lr": base_lr(self.learner.optimizer), **losses, **speed}
             self._journal.record("step", self.learner.step, step.range.epoch, values)
 
 

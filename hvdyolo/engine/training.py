@@ -1,7 +1,7 @@
 """``hvdyolo train``: checks, construction of the trainer, and the run around it."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -28,7 +28,8 @@ from hvdyolo.engine.preemption import StopRequest
 from hvdyolo.engine.run_directory import choose_checkpoint, read_matching_state
 from hvdyolo.engine.schedule import StepRange, TrainingSchedule
 from hvdyolo.engine.trainer import Trainer
-from hvdyolo.models.build import DetectionModel, build_model, load_model
+from hvdyolo.engine.transfer import Transfer, freeze, read_lr_factors, transfer_weights
+from hvdyolo.models.build import DetectionModel, build_model
 from hvdyolo.objective.assign import Assigner
 from hvdyolo.settings import config_as_yaml, config_values
 from hvdyolo.utils.errors import UsageError
@@ -89,6 +90,7 @@ def check(config: Config, data: Path, stage: str | None, job: Job) -> Inputs:
         check_image_size("evaluation.image_size", config.evaluation.image_size, model)
     if config.model.weights is not None and not Path(config.model.weights).is_file():
         raise UsageError(f"model.weights: there is no file {config.model.weights}.")
+    check_parts(config, model)
     check_packages(config.augment)
     shards = local_shards(data, ("train", "val"), stage, lambda: job.beacon.beat("stage", 0))
     training = PackedSplit(data, "train", verify=config.loader.verify, shards=shards)
@@ -109,10 +111,21 @@ def build_plan(config: Config, samples: int) -> BatchPlan:
 
 def check_image_size(key: str, size: int, model: DetectionModel) -> None:
     """Raise a :class:`UsageError` unless ``size`` is a multiple of the model's largest stride."""
-    stride = max(model.strides)
+    stride = model.size_multiple
     if size % stride:
         nearest = max(round(size / stride), 1) * stride
         raise UsageError(f"{key} must be a multiple of {stride}, not {size}; {nearest} is nearest.")
+
+
+def check_parts(config: Config, model: DetectionModel) -> None:
+    """Raise a :class:`UsageError` unless the parts of the model that settings name are there."""
+    try:
+        key = "model.freeze"
+        freeze(model, config.model.freeze or "")
+        key = "optimizer.lr_factors"
+        read_lr_factors(model, config.optimizer.lr_factors or "")
+    except UsageError as error:
+        raise UsageError(f"{key}: {error}") from None
 
 
 def train_attempt(config: Config, inputs: Inputs, run: Path, resume: str, job: Job, attempt: Attempt) -> None:
@@ -126,9 +139,16 @@ def train_attempt(config: Config, inputs: Inputs, run: Path, resume: str, job: J
         config.optimizer, config.train.epochs, plan.batches_per_epoch, config.train.batch
     )
     state = on_first_rank(comm, "choose checkpoint", lambda: _starting_state(config, run, resume, training))
-    model = _build_model(config, training, comm).to(device)
+    model, transfer = _build_model(config, training, comm)
+    model.to(device)
     average = MovingAverage(model, config.optimizer.ema_decay, config.optimizer.ema_ramp)
-    optimizer = build_optimizer(model, config.optimizer.lr, config.optimizer.momentum, schedule.weight_decay)
+    optimizer = build_optimizer(
+        model,
+        config.optimizer.lr,
+        config.optimizer.momentum,
+        schedule.weight_decay,
+        read_lr_factors(model, config.optimizer.lr_factors or ""),
+    )
     if state.checkpoint is not None:
         path = state.checkpoint
         on_every_rank(comm, "load", lambda: load_tensors(path, model, average, optimizer))
@@ -164,7 +184,7 @@ def train_attempt(config: Config, inputs: Inputs, run: Path, resume: str, job: J
     )
     journal = Journal(run, state.training.step) if comm.world.rank == 0 else None
     try:
-        _record_derived(config, run, job, schedule, model, training, loader.workers, input_sizes)
+        _record_derived(config, run, job, schedule, model, transfer, training, loader.workers, input_sizes)
         trainer = Trainer(
             replace(config, loader=loading),
             run,
@@ -206,7 +226,7 @@ def build_input_sizes(config: Config, schedule: TrainingSchedule, model: Detecti
         schedule,
         config.train.seed,
         config.loader.image_size,
-        max(model.strides),
+        model.size_multiple,
         config.augment.multi_scale,
     )
 
@@ -235,33 +255,29 @@ def _starting_state(config: Config, run: Path, resume: str, training: PackedSpli
     return _Start(fresh, None)
 
 
-def _build_model(config: Config, training: PackedSplit, comm: Communicator) -> DetectionModel:
+def _build_model(
+    config: Config, training: PackedSplit, comm: Communicator
+) -> tuple[DetectionModel, Transfer | None]:
+    """The model that starts to learn, and what it has from ``model.weights``."""
     torch.manual_seed(config.train.seed)
     model = build_model(config.model.description, len(training.names), names=training.names)
     model.image_size = config.loader.image_size
     model.data_digest = training.dataset_id
+    transfer = None
     if config.model.weights is not None:
         weights = Path(config.model.weights)
-        taken = on_every_rank(comm, "weights", lambda: transfer_weights(weights, model))
-        LOGGER.info("took %d of %d tensors from %s", taken, len(model.state_dict()), weights)
-    return model
-
-
-def transfer_weights(path: Path, model: DetectionModel) -> int:
-    """Copy into ``model`` the weights whose name and shape agree; returns how many did.
-
-    Raises:
-        UsageError: none did.
-    """
-    source = load_model(path).state_dict()
-    target = model.state_dict()
-    fitting = {
-        name: value for name, value in source.items() if name in target and target[name].shape == value.shape
-    }
-    if not fitting:
-        raise UsageError(f"No tensor of {path} fits this model; choose weights of a like model.")
-    model.load_state_dict(fitting, strict=False)
-    return len(fitting)
+        transfer = on_every_rank(comm, "weights", lambda: transfer_weights(weights, model))
+        LOGGER.info("took %d of %d tensors from %s", transfer.taken, transfer.total, weights)
+        for name, reason in transfer.left.items():
+            LOGGER.info("  not %s: %s", name, reason)
+    if isinstance(model.description["anchors"], int) and (transfer is None or transfer.keeps_anchors):
+        LOGGER.warning(
+            "%s leaves its anchors to be fitted: squares of 2 to 8 strides stand in for them; a YAML file "
+            "can give others",
+            config.model.description,
+        )
+    freeze(model, config.model.freeze or "")
+    return model, transfer
 
 
 def _step_ranges(schedule: TrainingSchedule, state: TrainingState) -> Iterator[StepRange]:
@@ -275,6 +291,7 @@ def _record_derived(
     job: Job,
     schedule: TrainingSchedule,
     model: DetectionModel,
+    transfer: Transfer | None,
     training: PackedSplit,
     workers: int,
     input_sizes: InputSizes,
@@ -292,6 +309,8 @@ def _record_derived(
         "workers": workers,
         "communication": dict(job.comm.settings),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "frozen_parameters": sum(p.numel() for p in model.parameters() if not p.requires_grad),
+        "weights": None if transfer is None else asdict(transfer),
         "batches_per_epoch": schedule.batches,
         "accumulation": schedule.accumulation,
         "input_sizes": input_sizes.choices,

@@ -1,5 +1,7 @@
 """The blocks of YOLOv5 networks. Names of parts are the names of published parameters."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -9,16 +11,24 @@ NORM_MOMENTUM = 0.03
 
 
 class Conv(nn.Module):
-    """Convolution without bias, batch norm, SiLU."""
+    """Convolution without bias, batch norm, and SiLU if ``activated``."""
 
     def __init__(
-        self, inputs: int, outputs: int, kernel: int = 1, stride: int = 1, padding: int | None = None
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: int = 1,
+        stride: int = 1,
+        padding: int | None = None,
+        groups: int = 1,
+        *,
+        activated: bool = True,
     ) -> None:
         super().__init__()
         padding = kernel // 2 if padding is None else padding
-        self.conv = nn.Conv2d(inputs, outputs, kernel, stride, padding, bias=False)
+        self.conv = nn.Conv2d(inputs, outputs, kernel, stride, padding, groups=groups, bias=False)
         self.bn: nn.Module = nn.BatchNorm2d(outputs, eps=NORM_EPS, momentum=NORM_MOMENTUM)
-        self.act = nn.SiLU(inplace=True)
+        self.act: nn.Module = nn.SiLU(inplace=True) if activated else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         return self.act(self.bn(self.conv(x)))  # type: ignore[no-any-return]
@@ -27,11 +37,13 @@ class Conv(nn.Module):
 class Bottleneck(nn.Module):
     """1×1 and 3×3 convolution, added to the input where shapes allow and ``shortcut`` asks for it."""
 
-    def __init__(self, inputs: int, outputs: int, shortcut: bool = True, expansion: float = 0.5) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, shortcut: bool = True, groups: int = 1, expansion: float = 0.5
+    ) -> None:
         super().__init__()
         hidden = int(outputs * expansion)
         self.cv1 = Conv(inputs, hidden, 1)
-        self.cv2 = Conv(hidden, outputs, 3)
+        self.cv2 = Conv(hidden, outputs, 3, groups=groups)
         self.adds = shortcut and inputs == outputs
 
     def forward(self, x: Tensor) -> Tensor:
@@ -40,15 +52,25 @@ class Bottleneck(nn.Module):
 
 
 class C3(nn.Module):
-    """Two half-width branches, one through ``repeats`` bottlenecks, joined by a third convolution."""
+    """Two branches of ``expansion`` times the width, one through ``repeats`` bottlenecks, then joined."""
 
-    def __init__(self, inputs: int, outputs: int, repeats: int = 1, shortcut: bool = True) -> None:
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        repeats: int = 1,
+        shortcut: bool = True,
+        groups: int = 1,
+        expansion: float = 0.5,
+    ) -> None:
         super().__init__()
-        hidden = outputs // 2
-        self.cv1 = Conv(inputs, hidden)
-        self.cv2 = Conv(inputs, hidden)
-        self.cv3 = Conv(2 * hidden, outputs)
-        self.m = nn.Sequential(*(Bottleneck(hidden, hidden, shortcut, 1.0) for _ in range(repeats)))
+        self.hidden = int(outputs * expansion)
+        self.cv1 = Conv(inputs, self.hidden)
+        self.cv2 = Conv(inputs, self.hidden)
+        self.cv3 = Conv(2 * self.hidden, outputs)
+        self.m = nn.Sequential(
+            *(Bottleneck(self.hidden, self.hidden, shortcut, groups, 1.0) for _ in range(repeats))
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.cv3(torch.cat([self.m(self.cv1(x)), self.cv2(x)], 1))  # type: ignore[no-any-return]
@@ -69,6 +91,34 @@ class SPPF(nn.Module):
         for _ in range(3):
             levels.append(self.m(levels[-1]))
         return self.cv2(torch.cat(levels, 1))  # type: ignore[no-any-return]
+
+
+class SPP(nn.Module):
+    """Spatial pyramid pooling by pools side by side, as in networks up to v5.0."""
+
+    def __init__(self, inputs: int, outputs: int, kernels: Sequence[int] = (5, 9, 13)) -> None:
+        super().__init__()
+        hidden = inputs // 2
+        self.cv1 = Conv(inputs, hidden)
+        self.cv2 = Conv((1 + len(kernels)) * hidden, outputs)
+        self.m = nn.ModuleList(nn.MaxPool2d(kernel, stride=1, padding=kernel // 2) for kernel in kernels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        start = self.cv1(x)
+        return self.cv2(torch.cat([start, *(pool(start) for pool in self.m)], 1))  # type: ignore[no-any-return]
+
+
+class Focus(nn.Module):
+    """The stem up to v5.0: the image as four of half its size in the channels, then a convolution."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int = 1, stride: int = 1) -> None:
+        super().__init__()
+        self.conv = Conv(4 * inputs, outputs, kernel, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first_pixels = ((0, 0), (1, 0), (0, 1), (1, 1))  # row, column
+        halves = [x[..., row::2, column::2] for row, column in first_pixels]
+        return self.conv(torch.cat(halves, 1))  # type: ignore[no-any-return]
 
 
 class Concat(nn.Module):

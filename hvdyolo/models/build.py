@@ -1,8 +1,7 @@
 """Networks from descriptions, and weights files that carry all it takes to use them."""
 
 import json
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +10,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from hvdyolo.models.blocks import C3, SPPF, Bottleneck, Concat, Conv
-from hvdyolo.models.description import Description, Row, nearest, parse_description, read_description
-from hvdyolo.models.head import Detect
+from hvdyolo.models.description import Description, parse_description, read_description
+from hvdyolo.models.head import Detect, default_anchors
+from hvdyolo.models.rows import BuiltRow, FeatureMap, FeatureMaps, build_row, misfit, one_map, reads_several
+from hvdyolo.models.shipped import shipped_names
 from hvdyolo.utils.errors import DataError, MismatchError, UsageError
 from hvdyolo.utils.files import storage_errors, write_atomically
 
 FORMAT_VERSION = "1"
+MOST_LEVELS = 5
+"""The loss has balances for so many."""
 RESAMPLING = "triangle"
 """The one rule by which images are resized, in training and afterwards: anti-aliased bilinear."""
 
@@ -31,6 +33,7 @@ class DetectionModel(nn.Module):
         strides: input pixels a cell, a level.
         image_size: side of the input it is trained for, pixels.
         data_digest: identity of the packed data it was trained on, or empty.
+        maps: what each row before the head gives.
     """
 
     def __init__(self, description: dict[str, Any], parsed: Description, names: Sequence[str]) -> None:
@@ -42,7 +45,10 @@ class DetectionModel(nn.Module):
         self._sources = tuple(row.sources for row in parsed.rows)
         # Outputs that later rows other than the next one read; all others can be freed at once.
         self._kept = frozenset(source for row in parsed.rows for source in row.sources if source != -1)
-        self.model = nn.Sequential(*_build_rows(parsed, len(self.names)))
+        built = _build_body(parsed)
+        self.maps = tuple(row.outputs for row in built)
+        head = _build_head(parsed, len(self.names), self.maps)
+        self.model = nn.Sequential(*(row.module for row in built), head)
 
     @property
     def head(self) -> Detect:
@@ -56,21 +62,41 @@ class DetectionModel(nn.Module):
         return self.head.strides
 
     @property
+    def size_multiple(self) -> int:
+        """What sides of images must be multiples of: the largest stride, of inner maps too."""
+        inner = [output.stride for outputs in self.maps for output in outputs]
+        return max(*self.strides, *(int(stride) for stride in inner))
+
+    @property
     def anchors_pixels(self) -> Tensor:
         """(levels, anchors, 2) widths and heights in pixels."""
         anchors = self.head.anchors
         return anchors * anchors.new_tensor(self.strides)[:, None, None]
 
+    def train(self, mode: bool = True) -> "DetectionModel":
+        """As torch's, but norms with frozen weights stay in evaluation mode and keep their statistics."""
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d) and not module.weight.requires_grad:
+                module.eval()
+        return self
+
     def forward(self, images: Tensor) -> Any:
-        """(B, 3, H, W) in 0..1, sides multiples of the largest stride → what :class:`Detect` gives."""
-        outputs: dict[int, Tensor] = {}
+        """(B, 3, H, W) in 0..1, sides multiples of ``size_multiple`` → what :class:`Detect` gives."""
+        outputs: dict[int, Any] = {}
         x: Any = images
-        for number, (row, sources) in enumerate(zip(self.model, self._sources, strict=True)):
-            inputs = [x if source == -1 else outputs[source] for source in sources]
-            x = row(inputs if isinstance(row, (Concat, Detect)) else inputs[0])
-            if number in self._kept:
-                outputs[number] = x
+        for number in range(len(self.model)):
+            x = self.run_row(number, x, outputs)
         return x
+
+    def run_row(self, number: int, previous: Any, outputs: dict[int, Any]) -> Any:
+        """What row ``number`` makes of the row before it and of ``outputs``, where it is put if kept."""
+        inputs = [previous if source == -1 else outputs[source] for source in self._sources[number]]
+        row = self.model[number]
+        y = row(inputs if row is self.model[-1] or reads_several(row) else inputs[0])
+        if number in self._kept:
+            outputs[number] = y
+        return y
 
 
 def build_model(
@@ -79,7 +105,8 @@ def build_model(
     """A network with random weights.
 
     Args:
-        description: a shipped name such as ``yolov5s``, or the path of a YOLOv5 YAML file.
+        description: a shipped name such as ``yolov5s``, ``yolov5m6`` or ``yolov5n-p2`` (docs/models.md), or
+            the path of a YOLOv5 YAML file.
         classes: number of classes; the file's own ``nc`` is not used.
         names: their names; ``class0``, ``class1``, … by default.
 
@@ -92,19 +119,51 @@ def build_model(
     if len(names) != classes:
         raise UsageError(f"{len(names)} names were given for {classes} classes.")
     values = {**read_description(description), "nc": classes}
-    return DetectionModel(values, parse_description(values, str(description)), names)
+    parsed = parse_description(values, str(description))
+    if str(description) not in shipped_names():
+        check_sizes(values, parsed)
+    return DetectionModel(values, parsed, names)
+
+
+@torch.no_grad()
+def check_sizes(values: dict[str, Any], parsed: Description) -> None:
+    """Run an image without content through the network: every map must be as large as its stride says.
+
+    Raises:
+        UsageError: names the row that does not fit.
+    """
+    with torch.device("meta"):
+        model = DetectionModel(values, parsed, ["class0"]).eval()
+        side = 4 * model.size_multiple
+        x: Any = torch.empty(1, 3, side, side)
+    outputs: dict[int, Any] = {}
+    for number, maps in enumerate(model.maps):
+        where, row = _where(parsed, number), parsed.rows[number]
+        try:
+            x = model.run_row(number, x, outputs)
+        except (RuntimeError, TypeError, ValueError):
+            raise misfit(row, where) from None
+        for y, output in zip(x if len(maps) > 1 else [x], maps, strict=True):
+            cells = side / output.stride
+            if tuple(y.shape) != (1, output.channels, cells, cells):
+                raise UsageError(
+                    f"{where}: {side} x {side} pixels become {y.shape[2]} x {y.shape[3]} cells, and stride "
+                    f"{output.stride:g} would be {cells:g} x {cells:g}; check kernel, stride and padding."
+                )
 
 
 def load_model(path: str | Path) -> DetectionModel:
     """The model in a weights file of :func:`save_model`, in evaluation mode.
 
     Raises:
-        UsageError: there is no such file.
+        UsageError: there is no such file, or it is one to import first.
         DataError: it is damaged or not a weights file of this program.
         MismatchError: it was written by another version of the format.
     """
     if not Path(path).is_file():
         raise UsageError(f"There is no weights file {path}.")
+    if Path(path).suffix in (".pt", ".pth"):
+        raise UsageError(f"{path} is not safetensors; import it first: hvdyolo weights import {path} FILE.")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -155,120 +214,42 @@ def save_model(model: DetectionModel, path: Path, extra: Mapping[str, str] | Non
     write_atomically(path, save(tensors, metadata))
 
 
-def _build_rows(description: Description, classes: int) -> list[nn.Module]:
-    *body, last = description.rows
-    channels: list[int] = []
-    strides: list[float] = []
-    modules: list[nn.Module] = []
-    for number, row in enumerate(body):
-        where = f"Model description {description.name}, row {number}"
-        inputs = [channels[source] if channels else 3 for source in row.sources]
-        input_strides = [strides[source] if strides else 1.0 for source in row.sources]
-        module, outputs, factor = _build_row(description, row, inputs, input_strides, where)
-        modules.append(module)
-        channels.append(outputs)
-        strides.append(input_strides[0] * factor)
-    where = f"Model description {description.name}, row {len(body)}"
-    if last.module != "Detect":
-        raise UsageError(f"{where}: the last row must be Detect, not {last.module}.")
-    inputs, input_strides = [channels[n] for n in last.sources], [strides[n] for n in last.sources]
-    return [*modules, _build_head(description, classes, inputs, input_strides, where)]
+def _build_body(description: Description) -> list[BuiltRow]:
+    """All rows but the head."""
+    built: list[BuiltRow] = []
+    for number, row in enumerate(description.rows[:-1]):
+        # The first row's input, -1 too, is the image.
+        inputs = [built[source].outputs if built else (FeatureMap(3, 1.0),) for source in row.sources]
+        where = _where(description, number)
+        built.append(build_row(row, inputs, description.depth_multiple, description.width_multiple, where))
+    return built
 
 
-def _build_row(
-    description: Description, row: Row, inputs: list[int], strides: list[float], where: str
-) -> "_Built":
-    if row.module not in _BUILDERS:
-        known = ", ".join(_BUILDERS)
+def _build_head(description: Description, classes: int, maps: Sequence[FeatureMaps]) -> Detect:
+    row = description.rows[-1]
+    where = _where(description, len(description.rows) - 1)
+    if row.module != "Detect":
+        raise UsageError(f"{where}: the last row must be Detect, not {row.module}.")
+    if row.repeats != 1 or (row.arguments and row.arguments[1:] not in ((), ("anchors",))):
         raise UsageError(
-            f"{where}: unknown module '{row.module}'{nearest(row.module, _BUILDERS)}; known are {known}, and "
-            "Detect as the last row."
+            f"{where}: Detect is given once, with [nc, anchors]; write numbers under the keys nc and anchors."
         )
-    if len(inputs) > 1 and row.module not in _SEVERAL_INPUTS:
+    levels = [one_map(maps[source], where) for source in row.sources]
+    if len(levels) > MOST_LEVELS:
+        raise UsageError(f"{where}: {len(levels)} levels are more than the {MOST_LEVELS} the loss is for.")
+    if any(not level.stride.is_integer() for level in levels):
         raise UsageError(
-            f"{where}: {row.module} has one input, not {len(inputs)}; join them by Concat first."
+            f"{where}: a level is larger than the image (strides {[level.stride for level in levels]})."
         )
-    if len(set(strides)) != 1:
-        raise UsageError(f"{where}: its inputs have different sizes (strides {strides}).")
-    repeats = row.repeats
-    if repeats > 1:
-        repeats = max(round(repeats * description.depth_multiple), 1)
-    try:
-        return _BUILDERS[row.module](row, inputs, repeats, description)
-    except (ArithmeticError, IndexError, RuntimeError, TypeError, ValueError):
-        raise UsageError(f"{where}: arguments {list(row.arguments)} do not fit {row.module}.") from None
+    strides = [int(level.stride) for level in levels]
+    if isinstance(description.anchors, int):
+        anchors = default_anchors(strides, description.anchors)
+    else:
+        if len(levels) != len(description.anchors):
+            raise UsageError(f"{where}: {len(levels)} levels but anchors for {len(description.anchors)}.")
+        anchors = torch.tensor(description.anchors).view(len(levels), -1, 2)
+    return Detect([level.channels for level in levels], classes, anchors, strides)
 
 
-def _build_head(
-    description: Description, classes: int, inputs: list[int], strides: list[float], where: str
-) -> Detect:
-    if len(inputs) != len(description.anchors):
-        raise UsageError(f"{where}: {len(inputs)} levels but anchors for {len(description.anchors)}.")
-    if any(not stride.is_integer() for stride in strides):
-        raise UsageError(f"{where}: a level is larger than the image (strides {strides}).")
-    anchors = torch.tensor(description.anchors).view(len(inputs), -1, 2)
-    return Detect(inputs, classes, anchors, [int(stride) for stride in strides])
-
-
-_Built = tuple[nn.Module, int, float]
-"""A module, its output channels, and the factor by which it changes the stride."""
-
-
-def _scaled(channels: Any, description: Description) -> int:
-    """Channels times width, rounded up to a multiple of eight."""
-    return math.ceil(int(channels) * description.width_multiple / 8) * 8
-
-
-def _build_conv(row: Row, inputs: list[int], repeats: int, description: Description) -> _Built:
-    outputs = _scaled(row.arguments[0], description)
-    stride = row.arguments[2] if len(row.arguments) > 2 else 1
-    return _repeat(Conv, inputs[0], outputs, row.arguments[1:], repeats), outputs, stride**repeats
-
-
-def _build_bottleneck(row: Row, inputs: list[int], repeats: int, description: Description) -> _Built:
-    outputs = _scaled(row.arguments[0], description)
-    return _repeat(Bottleneck, inputs[0], outputs, row.arguments[1:], repeats), outputs, 1
-
-
-def _build_c3(row: Row, inputs: list[int], repeats: int, description: Description) -> _Built:
-    outputs = _scaled(row.arguments[0], description)
-    return C3(inputs[0], outputs, repeats, *row.arguments[1:]), outputs, 1
-
-
-def _build_sppf(row: Row, inputs: list[int], repeats: int, description: Description) -> _Built:
-    outputs = _scaled(row.arguments[0], description)
-    return SPPF(inputs[0], outputs, *row.arguments[1:]), outputs, 1
-
-
-def _build_upsample(row: Row, inputs: list[int], repeats: int, description: Description) -> _Built:
-    size, factor, mode = row.arguments
-    if size is not None:
-        raise ValueError("a fixed size would fit one image size only")
-    return nn.Upsample(None, factor, mode), inputs[0], 1 / factor
-
-
-def _build_concat(row: Row, inputs: list[int], repeats: int, description: Description) -> _Built:
-    if row.arguments not in ((), (1,)):
-        raise ValueError("only channels can be joined")
-    return Concat(), sum(inputs), 1
-
-
-def _repeat(
-    module: Callable[..., nn.Module], inputs: int, outputs: int, arguments: Sequence[Any], repeats: int
-) -> nn.Module:
-    """Modules that do not repeat inside themselves become a sequence."""
-    if repeats == 1:
-        return module(inputs, outputs, *arguments)
-    firsts = [inputs] + [outputs] * (repeats - 1)
-    return nn.Sequential(*(module(first, outputs, *arguments) for first in firsts))
-
-
-_BUILDERS: dict[str, Callable[[Row, list[int], int, Description], _Built]] = {
-    "Conv": _build_conv,
-    "Bottleneck": _build_bottleneck,
-    "C3": _build_c3,
-    "SPPF": _build_sppf,
-    "nn.Upsample": _build_upsample,
-    "Concat": _build_concat,
-}
-_SEVERAL_INPUTS = ("Concat",)
+def _where(description: Description, number: int) -> str:
+    return f"Model description {description.name}, row {number}"

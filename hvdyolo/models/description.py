@@ -1,18 +1,23 @@
 """Model descriptions in YOLOv5's YAML format: reading and checking."""
 
 import difflib
-import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from hvdyolo.models.shipped import HINT, shipped_names, shipped_text
 from hvdyolo.utils.errors import UsageError
 
 _KEYS = ("depth_multiple", "width_multiple", "anchors", "backbone", "head")
+
+# Beyond any network: a slip of the keyboard, or a file that is meant to exhaust memory.
+_MOST_ROWS = 1000
+_MOST_REPEATS = 100
+_MOST_ANCHORS = 100
+_LARGEST = 1e9
 
 
 @dataclass(frozen=True)
@@ -35,45 +40,57 @@ class Description:
 
     Attributes:
         name: what messages call it.
-        anchors: widths and heights in pixels, alternating, one sequence a level.
+        anchors: widths and heights in pixels, alternating, one sequence a level; or how many a level are to
+            be fitted to the data.
         rows: backbone and head as one list; the last one is the detection head.
     """
 
     name: str
     depth_multiple: float
     width_multiple: float
-    anchors: tuple[tuple[float, ...], ...]
+    anchors: tuple[tuple[float, ...], ...] | int
     rows: tuple[Row, ...]
 
 
-def shipped_descriptions() -> list[str]:
-    """Names that :func:`read_description` knows."""
-    entries = (files("hvdyolo.models") / "descriptions").iterdir()
-    return sorted(entry.name.removesuffix(".yaml") for entry in entries if entry.name.endswith(".yaml"))
-
-
 def read_description(name: str | Path) -> dict[str, Any]:
-    """The YAML mapping of a shipped description or of a file.
+    """The YAML mapping of a shipped name or of a file.
 
     Raises:
         UsageError: there is none, or it is not YAML.
     """
-    names = shipped_descriptions()
-    if str(name) in names:
-        text = (files("hvdyolo.models") / "descriptions" / f"{name}.yaml").read_text()
-    elif Path(name).is_file():
-        text = _read_text(Path(name))
-    else:
+    shipped = shipped_text(str(name))
+    if shipped is not None:
+        text, depth, width = shipped
+        return {**_read_yaml(text, str(name)), "depth_multiple": depth, "width_multiple": width}
+    if not Path(name).is_file():
         raise UsageError(
-            f"There is no model description or file '{name}'{nearest(str(name), names)}; "
-            f"descriptions are {', '.join(names)}."
+            f"There is no model description or file '{name}'{nearest(str(name), shipped_names())}; {HINT}."
         )
+    return _read_yaml(_read_text(Path(name)), str(name))
+
+
+def _read_yaml(text: str, name: str) -> dict[str, Any]:
     try:
         values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date or a number that is none, too
         raise UsageError(f"{name} is not valid YAML: {' '.join(str(error).split())}.") from None
     if not isinstance(values, dict):
         raise UsageError(f"{name} is not a model description: it must be a mapping with backbone and head.")
+    return known_keys(values, name)
+
+
+def known_keys(values: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Those of ``values`` that describe a network.
+
+    Raises:
+        UsageError: another one would change the network, and cannot be followed.
+    """
+    activation = values.get("activation", "nn.SiLU()")
+    if activation not in ("nn.SiLU()", "nn.SiLU(inplace=True)"):
+        raise UsageError(
+            f"Model description {name}: 'activation' {activation} is not supported; leave the key out, and "
+            "every Conv has nn.SiLU()."
+        )
     # Anything else in the file could not be stored with the weights (YAML has dates, for one).
     return {key: values[key] for key in ("nc", *_KEYS) if key in values}
 
@@ -90,12 +107,17 @@ def parse_description(values: dict[str, Any], name: str) -> Description:
     for key in ("depth_multiple", "width_multiple"):
         if not _is_number(values[key]) or values[key] <= 0:
             raise UsageError(
-                f"Model description {name}: '{key}' must be a number above 0, not {values[key]!r}."
+                f"Model description {name}: '{key}' must be a number above 0 and below {_LARGEST:g}, not "
+                f"{values[key]!r}."
             )
     for key in ("backbone", "head"):
         if not isinstance(values[key], list) or not values[key]:
             raise UsageError(f"Model description {name}: '{key}' must be a list of rows.")
     rows = [*values["backbone"], *values["head"]]
+    if len(rows) > _MOST_ROWS:
+        raise UsageError(
+            f"Model description {name} has {len(rows)} rows; a network has at most {_MOST_ROWS}."
+        )
     return Description(
         name=name,
         depth_multiple=float(values["depth_multiple"]),
@@ -118,11 +140,13 @@ def _read_text(path: Path) -> str:
         raise UsageError(f"{path} cannot be read as a model description: {error}.") from None
 
 
-def _parse_anchors(anchors: Any, name: str) -> tuple[tuple[float, ...], ...]:
+def _parse_anchors(anchors: Any, name: str) -> tuple[tuple[float, ...], ...] | int:
+    if type(anchors) is int and 1 <= anchors <= _MOST_ANCHORS:
+        return anchors
     if not isinstance(anchors, list) or not all(_is_anchor_level(level) for level in anchors):
         raise UsageError(
             f"Model description {name}: 'anchors' must be a list of levels, each widths and heights in turn, "
-            "in pixels."
+            "in pixels, or their number a level, such as 3."
         )
     if len({len(level) for level in anchors}) != 1:
         raise UsageError(f"Model description {name}: every level must have as many anchors.")
@@ -139,7 +163,8 @@ def _is_anchor_level(level: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    # Bounds and not math.isfinite, which fails at integers that no float can hold.
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and -_LARGEST < value < _LARGEST
 
 
 def _parse_row(row: Any, number: int, name: str) -> Row:
@@ -152,8 +177,10 @@ def _parse_row(row: Any, number: int, name: str) -> Row:
         and isinstance(row[3], list)
     ):
         raise UsageError(f"{where}: {row} is not [from, repeats, module, args].")
-    if row[1] < 1:
-        raise UsageError(f"{where}: a module is repeated at least once, not {row[1]} times.")
+    if not 1 <= row[1] <= _MOST_REPEATS:
+        raise UsageError(
+            f"{where}: a module is repeated at least once and at most {_MOST_REPEATS} times, not {row[1]}."
+        )
     for value in row[3]:
         if not isinstance(value, (bool, int, float, str, list, type(None))):
             raise UsageError(f"{where}: {value!r} is neither a number nor a word.")

@@ -12,6 +12,17 @@ _IMAGE = 640
 _CLASS_SHARE = 0.6
 
 
+def default_anchors(strides: Sequence[int], count: int) -> Tensor:
+    """(levels, ``count``, 2) squares in pixels, to stand in until anchors are fitted to the data.
+
+    Their sides are 2 to 8 strides in geometric progression, around what is published: three a level are 2, 4
+    and 8 strides wide. Under an anchor threshold of 4 these take all boxes of an aspect below 8.
+    """
+    steps = [2 * number / (count - 1) - 1 if count > 1 else 0.0 for number in range(count)]  # -1 … 1
+    sides = torch.tensor([4 * 2**step for step in steps])
+    return (torch.tensor(strides)[:, None] * sides)[..., None].repeat(1, 1, 2)
+
+
 class Detect(nn.Module):
     """One 1×1 convolution a level.
 

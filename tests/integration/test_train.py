@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from hvdyolo.data.manifest import read_manifest
@@ -120,6 +121,38 @@ def test_resuming_gives_the_bits_of_the_run_that_was_not_stopped(launch, synthet
             assert tensor.equal(found[key]), f"{file}: {key}"
 
 
+def test_other_weights_with_a_frozen_backbone(launch, synthetic, tmp_path) -> None:
+    """Weights of other classes; two ranks, whose statistics of frozen norms must not be touched either."""
+    run, weights = tmp_path / "run", tmp_path / "start.safetensors"
+    torch.manual_seed(5)
+    start = build_model("yolov5n", 7)
+    for name, value in start.state_dict().items():
+        if name.endswith(("running_mean", "running_var")):
+            value.uniform_(0.5, 1.5)
+    save_model(start, weights)
+    more = ["--model.weights", weights, "--model.freeze", "backbone, 10", "--optimizer.lr_factors", "head=2"]
+    ended = launch(words(synthetic, run, *more), "mpirun", 2)
+    assert ended.code == 0, ended.output
+    assert "took 343 of 349 tensors from" in ended.output
+    assert "not model.24.m.0.weight: (36, 64, 1, 1) there, (27, 64, 1, 1) here" in ended.output
+    derived = json.loads((run / "derived.json").read_text())
+    assert (derived["weights"]["taken"], derived["weights"]["total"]) == (343, 349)
+    frozen = tuple(f"model.{row}." for row in range(11))
+    sizes = {name: value.numel() for name, value in start.named_parameters() if name.startswith(frozen)}
+    assert derived["frozen_parameters"] == sum(sizes.values())
+    last = load_file(run / "weights" / "last.safetensors")
+    name = (run / "checkpoints" / "LATEST").read_text().strip()
+    for found in (last, load_file(run / "checkpoints" / name / "model.safetensors")):
+        for key, value in start.state_dict().items():
+            if key.startswith(frozen):
+                assert value.equal(found[key]), key
+    assert not last["model.13.cv1.conv.weight"].equal(start.state_dict()["model.13.cv1.conv.weight"])
+    assert not last["model.13.cv1.bn.running_mean"].equal(start.state_dict()["model.13.cv1.bn.running_mean"])
+    again = launch(words(synthetic, run, *more))
+    assert again.code == 0, again.output
+    assert launch(words(synthetic, run)).code == 78
+
+
 def test_a_finished_run_has_nothing_left_to_do(launch, synthetic, tmp_path) -> None:
     run = tmp_path / "run"
     assert launch(words(synthetic, run)).code == 0
@@ -156,6 +189,8 @@ def test_other_settings_other_data_and_never_are_refused(launch, synthetic, pack
         (["--loader.image_size", "100"], 2, "multiple of 32"),
         (["--model.description", "yolov5q"], 2, "yolov5q"),
         (["--model.weights", "/nowhere.safetensors"], 2, "/nowhere.safetensors"),
+        (["--model.freeze", "spine"], 2, "model.freeze: 'spine' selects no parameter"),
+        (["--optimizer.lr_factors", "neck=0"], 2, "optimizer.lr_factors: 'neck=0'"),
         (["--resume", "/nowhere"], 2, "/nowhere"),
     ],
 )

@@ -7,7 +7,7 @@ images only.
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import pytest
@@ -25,6 +25,7 @@ from hvdyolo.engine.learner import Learner
 from hvdyolo.engine.optimizer import build_optimizer
 from hvdyolo.engine.schedule import TrainingSchedule
 from hvdyolo.engine.training import build_assigner, count_cells
+from hvdyolo.engine.transfer import freeze, read_lr_factors
 from hvdyolo.models.build import DetectionModel, build_model
 
 SIZE = 64
@@ -39,14 +40,21 @@ class Rehearsal:
     ``passes`` batches are accumulated into a step; ``images`` is the size of each.
     """
 
-    def __init__(self, comm, start: DetectionModel, images: int, passes: int) -> None:
+    def __init__(
+        self,
+        comm,
+        start: DetectionModel,
+        images: int,
+        passes: int,
+        factors: Mapping[str, float] | None = None,
+    ) -> None:
         self.comm = comm
         self.images = images
         self.passes = passes
         self.model = copy.deepcopy(start)
         settings = OptimizerConfig(nominal_batch=images * passes, warmup_epochs=0.0, clip_norm=1e9, lr=0.01)
         schedule = TrainingSchedule(settings, epochs=1, batches=STEPS * passes, batch=images)
-        optimizer = build_optimizer(self.model, settings.lr, settings.momentum, 5e-4)
+        optimizer = build_optimizer(self.model, settings.lr, settings.momentum, 5e-4, factors)
         self.learner = Learner(
             model=self.model,
             average=MovingAverage(self.model, 0.9, 10),
@@ -108,7 +116,7 @@ class Rehearsal:
             wait()
             if not gradient:
                 named = self.model.named_parameters()
-                gradient.update({name: value.grad.clone() for name, value in named})
+                gradient.update({name: value.grad.clone() for name, value in named if value.grad is not None})
 
         self.learner.reduction.wait = remember  # type: ignore[method-assign]
         weights = []
@@ -152,3 +160,24 @@ def test_ranks_give_the_gradient_and_updates_of_one_process(comm, start, passes:
         assert_close(expected, found)
     first, last = expected_weights[0], expected_weights[-1]
     assert any(not first[name].equal(last[name]) for name in first)
+
+
+@pytest.mark.parametrize("passes", [1, 2])
+def test_frozen_layers_take_no_part_and_parts_may_have_rates_of_their_own(comm, start, passes: int) -> None:
+    freeze(start, "backbone, *.bn.weight")
+    factors = read_lr_factors(start, "neck=0.5, head=3")
+    frozen = {name for name, value in start.named_parameters() if not value.requires_grad}
+    whole = Rehearsal(SingleProcess(), start, images=IMAGES, passes=1, factors=factors)
+    shares = Rehearsal(comm, start, images=IMAGES // passes, passes=passes, factors=factors)
+    if len(shares.slots) == 0:
+        pytest.skip("more ranks than images")
+    expected_gradient, expected_weights = whole.train()
+    gradient, weights = shares.train()
+    assert gradient.keys() == {name for name, _ in start.named_parameters()} - frozen
+    assert_close(expected_gradient, gradient)
+    for expected, found in zip(expected_weights, weights, strict=True):
+        assert_close(expected, found)
+    before = dict(start.named_parameters())
+    for name, value in weights[-1].items():
+        assert value.equal(before[name]) == (name in frozen), name
+    comm.check_equal(shares.model)

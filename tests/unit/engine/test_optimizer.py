@@ -1,9 +1,10 @@
 """Which parameters decay, and which learning rate each group gets."""
 
+import pytest
 import torch
 from torch import nn
 
-from hvdyolo.engine.optimizer import apply_rates, build_optimizer
+from hvdyolo.engine.optimizer import apply_rates, base_lr, build_optimizer
 from hvdyolo.engine.schedule import StepRates
 
 
@@ -32,3 +33,34 @@ def test_only_weight_matrices_decay_and_only_biases_have_their_own_rate() -> Non
         model.bn.bias: (0.0, 0.07),
         model.fusion: (0.0, 0.02),
     }
+
+
+def test_parts_may_learn_at_a_multiple_of_the_rate() -> None:
+    model = Fusion()
+    optimizer = build_optimizer(
+        model, 0.01, 0.9, 5e-4, {"conv.weight": 0.1, "conv.bias": 0.1, "bn.bias": 2.0, "fusion": 0.5}
+    )
+    apply_rates(optimizer, StepRates(lr=0.02, bias_lr=0.07, momentum=0.85))
+    rates = {
+        parameter: (group["weight_decay"], group["lr"])
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
+    expected = {
+        model.conv.weight: (5e-4, 0.002),
+        model.conv.bias: (0.0, 0.007),
+        model.bn.weight: (0.0, 0.02),
+        model.bn.bias: (0.0, 0.14),
+        model.fusion: (0.0, 0.01),
+    }
+    assert {key: pytest.approx(value) for key, value in expected.items()} == rates
+    assert base_lr(optimizer) == 0.02
+
+
+def test_what_is_frozen_is_in_no_group() -> None:
+    model = Fusion()
+    model.conv.requires_grad_(False)
+    optimizer = build_optimizer(model, 0.01, 0.9, 5e-4)
+    grouped = {parameter for group in optimizer.param_groups for parameter in group["params"]}
+    assert grouped == {model.bn.weight, model.bn.bias, model.fusion}
+    assert base_lr(optimizer) == 0.01

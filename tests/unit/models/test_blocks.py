@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import max_pool2d, silu
 
-from hvdyolo.models.blocks import C3, SPPF, Bottleneck, Concat, Conv
+from hvdyolo.models.blocks import C3, SPP, SPPF, Bottleneck, Concat, Conv, Focus
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def test_bottleneck_adds_only_between_equal_widths_and_if_asked(x: Tensor) -> No
         branch = block.cv2(block.cv1(x))
         assert torch.allclose(block(x), x + branch if adds else branch, atol=1e-6)
     assert Bottleneck(8, 6).cv1.conv.out_channels == 3
-    assert Bottleneck(8, 6, True, 1.0).cv1.conv.out_channels == 6
+    assert Bottleneck(8, 6, True, 1, 1.0).cv1.conv.out_channels == 6
 
 
 def test_c3_joins_the_long_branch_before_the_short_one(x: Tensor) -> None:
@@ -68,6 +68,32 @@ def test_sppf_sees_windows_of_5_9_and_13(x: Tensor) -> None:
     start = block.cv1(x)
     windows = [max_pool2d(start, size, stride=1, padding=size // 2) for size in (5, 9, 13)]
     assert torch.allclose(block(x), block.cv2(torch.cat([start, *windows], 1)), atol=1e-6)
+
+
+def test_spp_pools_its_start_side_by_side(x: Tensor) -> None:
+    block = SPP(8, 6, (3, 7)).eval()
+    start = block.cv1(x)
+    windows = [max_pool2d(start, size, stride=1, padding=size // 2) for size in (3, 7)]
+    assert torch.allclose(block(x), block.cv2(torch.cat([start, *windows], 1)), atol=1e-6)
+    assert SPP(8, 6).cv2.conv.in_channels == 4 * 4
+
+
+def test_focus_takes_every_second_pixel_from_four_corners() -> None:
+    block = Focus(1, 4, 1).eval()
+    seen = []
+    block.conv.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    pixels = torch.tensor([[11.0, 12, 13, 14], [21, 22, 23, 24]])  # row, column
+    assert block(pixels[None, None]).shape == (1, 4, 1, 2)
+    assert seen[0][0, :, 0].tolist() == [[11, 13], [21, 23], [12, 14], [22, 24]]
+    assert Focus(3, 4, 3).conv.conv.weight.shape == (4, 12, 3, 3)
+
+
+def test_groups_and_activation_of_a_convolution(x: Tensor) -> None:
+    block = Conv(8, 8, 3, groups=4, activated=False).eval()
+    assert block.conv.weight.shape == (8, 2, 3, 3)
+    assert block(x).equal(block.bn(block.conv(x)))
+    assert Bottleneck(8, 8, True, 4).cv2.conv.groups == 4
+    assert C3(8, 12, 1, True, 2, 1 / 3).m[0].cv2.conv.weight.shape == (4, 2, 3, 3)
 
 
 def test_concat_keeps_the_order(x: Tensor) -> None:

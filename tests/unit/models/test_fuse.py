@@ -1,3 +1,4 @@
+import pytest
 import torch
 from torch import nn
 
@@ -5,9 +6,10 @@ from hvdyolo.models.build import build_model
 from hvdyolo.models.fuse import fuse_batch_norms
 
 
-def test_the_fused_copy_gives_the_same_boxes_and_the_model_stays() -> None:
+@pytest.mark.parametrize("name", ["yolov5n", "yolov5n-ghost", "yolov5n-bifpn", "yolov5n-transformer"])
+def test_the_fused_copy_gives_the_same_boxes_and_the_model_stays(name: str) -> None:
     torch.manual_seed(0)
-    model = build_model("yolov5n", 3).double()
+    model = build_model(name, 3).double()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):  # statistics as after training: no longer 0 and 1
             nn.init.uniform_(module.running_mean, -0.2, 0.2)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hvdyolo.models.build import build_model
-from hvdyolo.models.head import Detect
+from hvdyolo.models.head import Detect, default_anchors
 
 ANCHORS = torch.tensor([[[16.0, 8.0], [24.0, 40.0]]])  # pixels; two at one level of stride 8
 
@@ -58,6 +58,17 @@ def test_boxes_of_other_output() -> None:
     assert found == pytest.approx(expected, rel=1e-6)
 
 
+def test_stand_ins_for_anchors_take_boxes_of_all_sizes() -> None:
+    anchors = default_anchors([8, 16, 32], 3)
+    assert anchors[:, :, 0].tolist() == [[16, 32, 64], [32, 64, 128], [64, 128, 256]]
+    assert anchors[..., 0].equal(anchors[..., 1])
+    small = torch.logspace(math.log2(4.1), math.log2(120), 200, base=2)
+    for aspect in (1.0, 3.0, 7.9):
+        boxes = torch.stack([small, small * aspect], 1)  # the smaller side from half of the finest stride
+        ratios = boxes[:, None] / anchors.view(-1, 2)
+        assert (torch.maximum(ratios, 1 / ratios).amax(-1) < 4).any(1).all()
+
+
 def test_levels_follow_one_another() -> None:
     two = torch.cat([ANCHORS, ANCHORS * 2])
     made = Detect([4, 6], 1, two, [8, 16]).eval()
@@ -69,6 +80,7 @@ def test_levels_follow_one_another() -> None:
 
 @pytest.mark.parametrize(("classes", "start"), [(80, math.log(0.6 / 79.00001)), (1, math.log(0.6 / 1e-5))])
 def test_biases_start_from_how_rare_objects_are(classes: int, start: float) -> None:
+    torch.manual_seed(0)  # of 240 random numbers in single precision two are sometimes equal
     model = build_model("yolov5n", classes)
     objectness = (math.log(8 / 80**2), math.log(8 / 40**2), math.log(8 / 20**2))
     for convolution, expected in zip(model.head.m, objectness, strict=True):

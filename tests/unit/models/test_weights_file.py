@@ -107,6 +107,12 @@ def test_missing_file(tmp_path: Path) -> None:
         load_model(tmp_path / "nowhere.safetensors")
 
 
+def test_a_file_to_be_imported_is_told_from_damage(tmp_path: Path) -> None:
+    (tmp_path / "yolov5s.pt").write_bytes(b"PK")
+    with pytest.raises(UsageError, match=r"hvdyolo weights import .*yolov5s\.pt"):
+        load_model(tmp_path / "yolov5s.pt")
+
+
 @pytest.mark.parametrize("keep", [0, 5, 100, 50_000, -1])
 def test_a_cut_file_is_damaged(path: Path, keep: int) -> None:
     path.write_bytes(path.read_bytes()[:keep])

@@ -154,7 +154,12 @@ def plain_loss(
 )
 @pytest.mark.parametrize(
     ("strides", "balance"),
-    [((8, 16), (4, 1)), (STRIDES, (4, 1, 0.4)), ((4, 8, 16, 32), (4, 1, 0.25, 0.06))],
+    [
+        ((8, 16), (4, 1)),
+        (STRIDES, (4, 1, 0.4)),
+        ((4, 8, 16, 32), (4, 1, 0.25, 0.06)),
+        ((2, 4, 8, 16, 32), (4, 1, 0.25, 0.06, 0.02)),
+    ],
 )
 def test_equals_the_formula(
     classes: int, settings: LossConfig, strides: Sequence[int], balance: Sequence[float]
