@@ -121,11 +121,15 @@ def encode(image: np.ndarray) -> bytes:
     return stream.getvalue()
 
 
-def load(split: PackedSplit, settings: AugmentConfig) -> Iterator[TrainBatch]:
-    """The project's own batches, made in this process."""
-    plan = BatchPlan(samples=len(split), batch=BATCH, seed=0, partners=settings.partners)
+def load(split: PackedSplit, settings: AugmentConfig, workers: int = 1) -> Iterator[TrainBatch]:
+    """The project's own batches, made in this process: the share of one of ``workers``."""
+    plan = BatchPlan(samples=len(split), batch=BATCH * workers, seed=0, partners=settings.partners)
     loader = LoaderConfig(image_size=SIZE, workers=0)
-    return iter(TrainLoader(split, plan, loader, settings, assign_nothing, rank=0, size=1, epochs=10_000))
+    # What a worker loads depends on its slots alone: a rank without workers stands for it.
+    rank, size = workers // 2, workers
+    return iter(
+        TrainLoader(split, plan, loader, settings, assign_nothing, rank=rank, size=size, epochs=10_000)
+    )
 
 
 def assign_nothing(*_: object) -> None:

@@ -46,6 +46,9 @@ def train(config: Config, data: Path, run: Path, resume: str, dry_run: bool) -> 
         stage = None if dry_run else config.loader.stage
         inputs = on_every_rank(job.comm, "check", lambda: check(config, data, stage, job))
         if dry_run:
+            on_first_rank(
+                job.comm, "run directory", lambda: _starting_state(config, run, resume, inputs.training)
+            )
             if job.comm.world.rank == 0:
                 print(config_as_yaml(config), end="")
             return
@@ -139,6 +142,7 @@ def train_attempt(config: Config, inputs: Inputs, run: Path, resume: str, job: J
         config.optimizer, config.train.epochs, plan.batches_per_epoch, config.train.batch
     )
     state = on_first_rank(comm, "choose checkpoint", lambda: _starting_state(config, run, resume, training))
+    attempt.step, attempt.epoch = state.training.step, min(state.training.epoch, config.train.epochs - 1)
     model, transfer = _build_model(config, training, comm)
     model.to(device)
     average = MovingAverage(model, config.optimizer.ema_decay, config.optimizer.ema_ramp)
@@ -153,7 +157,10 @@ def train_attempt(config: Config, inputs: Inputs, run: Path, resume: str, job: J
         path = state.checkpoint
         on_every_rank(comm, "load", lambda: load_tensors(path, model, average, optimizer))
         average.updates = state.training.ema_updates
-        LOGGER.info("resumed from %s", path)
+        done = state.training.epoch == config.train.epochs
+        LOGGER.info("resumed from %s%s", path, ": all epochs are done" if done else "")
+    else:
+        LOGGER.info("no checkpoint to resume from: begins with the first epoch")
     comm.broadcast_state(model)
     comm.broadcast_state(average.model)
     learner = Learner(

@@ -167,6 +167,12 @@ def test_other_settings_other_data_and_never_are_refused(launch, synthetic, pack
     run = tmp_path / "run"
     assert launch(words(synthetic, run)).code == 0
     checkpoint = (run / "checkpoints" / "LATEST").read_text()
+    reached = outcome(run)["step"], outcome(run)["epoch"]
+    again = launch(words(synthetic, run))
+    assert (again.code, "all epochs are done" in again.output) == (0, True), again.output
+    assert (outcome(run)["step"], outcome(run)["epoch"]) == reached
+    dry = launch(words(synthetic, run, "--optimizer.lr", "0.5", "--dry-run"))
+    assert (dry.code, "optimizer.lr: 0.1 there, 0.5 here" in dry.output) == (78, True)
     other = launch(words(synthetic, run, "--optimizer.lr", "0.5"))
     assert (other.code, "optimizer.lr: 0.1 there, 0.5 here" in other.output) == (78, True)
     data = launch(words(packed_bccd, run))
