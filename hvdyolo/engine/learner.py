@@ -1,6 +1,7 @@
 """The model, what changes it, and one optimizer step."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -29,6 +30,7 @@ class Learner:
     Attributes:
         reduction: ``optimizer`` with its gradients summed over ranks.
         clip_norm: largest norm of the summed gradient.
+        precision: ``bf16`` runs the network under autocast.
         step: optimizer steps done.
         skipped: steps in a row that were not applied because the gradient was not finite.
     """
@@ -42,6 +44,7 @@ class Learner:
     clip_norm: float
     device: torch.device
     beacon: Beacon
+    precision: Literal["fp32", "bf16"] = "fp32"
     step: int = 0
     skipped: int = 0
 
@@ -85,7 +88,10 @@ class Learner:
             dtype=next(self.model.parameters()).dtype,
             size=batch.input_size,
         )
-        levels = self.model(images)  # per level (B, 3, H, W, 5 + classes)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            levels = self.model(images)  # per level (B, 3, H, W, 5 + classes)
+        if self.precision == "bf16":
+            levels = [level.float() for level in levels]
         terms = detection_loss(
             levels,
             [targets.to(self.device) for targets in micro_batch.targets],

@@ -66,10 +66,12 @@ def read_matching_state(path: Path, config: Config, dataset: str) -> TrainingSta
             f"{path} was trained on dataset {state.dataset} and --data is dataset {dataset}; "
             "give that data, or another --run."
         )
+    # What was trained before a setting came to be was trained as its default now says.
+    there = config_values(Config()) | state.config
     differences = [
-        f"{key}: {state.config.get(key)!r} there, {value!r} here"
+        f"{key}: {there[key]!r} there, {value!r} here"
         for key, value in config_values(config).items()
-        if not _is_free(key) and state.config.get(key) != value
+        if not _is_free(key) and there[key] != value
     ]
     if differences:
         raise MismatchError(

@@ -173,6 +173,7 @@ def train_attempt(config: Config, inputs: Inputs, run: Path, resume: str, job: J
         clip_norm=config.optimizer.clip_norm,
         device=device,
         beacon=beacon,
+        precision=config.train.precision,
         step=state.training.step,
     )
     input_sizes = build_input_sizes(config, schedule, model)
