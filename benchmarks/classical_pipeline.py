@@ -41,6 +41,9 @@ class ClassicalPipeline:
         self._labels = labels
         self._random = np.random.default_rng(seed)
         self._settings = ClassicalSettings()
+        # Made once: the system takes longer to find new memory for them than the work in them takes.
+        side = 2 * self._settings.size
+        self._canvas = np.empty((side, side, 3), dtype=np.uint8)
         cv2.setNumThreads(1)
 
     def sample(self, index: int) -> tuple[Pixels, NDArray[np.float32]]:
@@ -53,10 +56,13 @@ class ClassicalPipeline:
             boxes[:, [1, 3]] = self._settings.size - boxes[:, [3, 1]]
         return channel_first(image), _normalised(boxes, self._settings.size)
 
-    def batch(self, indices: Sequence[int]) -> tuple[Pixels, list[NDArray[np.float32]]]:
-        """Samples, stacked."""
-        samples = [self.sample(index) for index in indices]
-        return np.stack([image for image, _ in samples]), [labels for _, labels in samples]
+    def batch(self, indices: Sequence[int], images: Pixels) -> list[NDArray[np.float32]]:
+        """Labels of samples whose images fill ``images``, (B, 3, size, size)."""
+        labels = []
+        for place, index in enumerate(indices):
+            images[place], found = self.sample(index)
+            labels.append(found)
+        return labels
 
     def bare_operations(self, rounds: int = 40) -> dict[str, float]:
         """Seconds a sample spends in each operation, each timed by itself: the median of ``rounds``."""
@@ -90,7 +96,8 @@ class ClassicalPipeline:
         """The canvas, and left, top, width and height of each image on it."""
         size = self._settings.size
         meeting_x, meeting_y = self._random.integers(size // 2, size + size // 2, size=2).tolist()
-        canvas = np.full((2 * size, 2 * size, 3), FILL, dtype=np.uint8)
+        canvas = self._canvas
+        canvas.fill(FILL)
         places = []
         for number, image in enumerate(images):
             height, width = image.shape[:2]

@@ -2,15 +2,16 @@
 
     python benchmarks/data_augment.py
 
-All make whole batches from the same encoded 640×480 images in one process, in alternating rounds; figures are
-medians of the rounds' ratios.
+All make whole batches from the same encoded 640×480 images in one process, in alternating rounds, as a loader
+worker does, in memory that is allocated once; figures are medians of the rounds' ratios.
 """
 
 import io
+import itertools
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +21,12 @@ from classical_pipeline import ClassicalPipeline
 from PIL import Image
 
 from hvdyolo.config import AugmentConfig, LoaderConfig
+from hvdyolo.data.buffers import SharedImages
 from hvdyolo.data.loader import TrainBatch, TrainLoader
 from hvdyolo.data.order import BatchPlan
 from hvdyolo.data.pack import main as pack
 from hvdyolo.data.reader import PackedSplit
+from hvdyolo.data.train_part import LoadPart, TrainTask
 from hvdyolo.ops.pixels import prepare_images
 
 DRAWN, COPIES = 128, 16  # many more samples than a worker keeps decoded, whose number alone tells them apart
@@ -51,16 +54,17 @@ def main() -> int:
         split = draw_and_pack(Path(folder))
         encoded = [split.read(index) for index in range(len(split))]
         classical = ClassicalPipeline(encoded, [split.labels(index) for index in range(len(split))], seed=0)
-        streams = {name: load(split, settings) for name, settings in MODES.items()}
-        streams[ONE_OF_16] = load(split, MODES["cached and fused"], workers=16)
+        workers = {name: worker(split, settings) for name, settings in MODES.items()}
+        workers[ONE_OF_16] = worker(split, MODES["cached and fused"], ranks=8, workers_a_rank=2)
+        images = np.empty((BATCH, 3, SIZE, SIZE), dtype=np.uint8)
         indices = np.random.default_rng(0)
         variants: dict[str, Callable[[], object]] = {
-            "classical": lambda: classical.batch(indices.integers(IMAGES, size=BATCH).tolist()),
-            **{name: stream.__next__ for name, stream in streams.items()},
+            "classical": lambda: classical.batch(indices.integers(IMAGES, size=BATCH).tolist(), images),
+            **workers,
         }
         seconds = time_interleaved(variants)
         parts = classical.bare_operations()
-        device = device_seconds(next(streams["as set by default"]))
+        device = device_seconds(next(iter(load(split))))
     print(f"{len(encoded)} images, {np.mean([len(raw) for raw in encoded]) / 1000:.0f} kB on average")
     for name, rounds in seconds.items():
         print(f"{name}: {BATCH * BATCHES_A_ROUND / np.median(rounds):.0f} images/s")
@@ -121,15 +125,33 @@ def encode(image: np.ndarray) -> bytes:
     return stream.getvalue()
 
 
-def load(split: PackedSplit, settings: AugmentConfig, workers: int = 1) -> Iterator[TrainBatch]:
-    """The project's own batches, made in this process: the share of one of ``workers``."""
-    plan = BatchPlan(samples=len(split), batch=BATCH * workers, seed=0, partners=settings.partners)
-    loader = LoaderConfig(image_size=SIZE, workers=0)
-    # What a worker loads depends on its slots alone: a rank without workers stands for it.
-    rank, size = workers // 2, workers
-    return iter(
-        TrainLoader(split, plan, loader, settings, assign_nothing, rank=rank, size=size, epochs=10_000)
+def worker(
+    split: PackedSplit, settings: AugmentConfig, ranks: int = 1, workers_a_rank: int = 1
+) -> Callable[[], object]:
+    """What makes the next part of a batch in one loader worker of many: always ``BATCH`` images."""
+    plan = BatchPlan(len(split), BATCH * ranks * workers_a_rank, seed=0, partners=settings.partners)
+    rank = ranks // 2
+    work = LoadPart(
+        split=split,
+        max_pixels=LoaderConfig().max_pixels,
+        damaged="raise",
+        plan=plan,
+        augment=settings,
+        image_size=SIZE,
+        assign=assign_nothing,
+        lanes=(plan.lanes(rank, ranks, workers_a_rank - 1, workers_a_rank),),
+        first_slot=plan.slots(rank, ranks).start,
+        shared=SharedImages.allocate(1, 2, BATCH, SIZE),
     )
+    steps = itertools.count()
+    return lambda: work(TrainTask(next(steps), part=0, input_size=SIZE))
+
+
+def load(split: PackedSplit) -> TrainLoader[None]:
+    """Batches as the rank gets them, with the default settings."""
+    plan = BatchPlan(len(split), BATCH, seed=0)
+    settings = LoaderConfig(image_size=SIZE, workers=0)
+    return TrainLoader(split, plan, settings, AugmentConfig(), assign_nothing, rank=0, size=1, epochs=1)
 
 
 def assign_nothing(*_: object) -> None:
