@@ -83,8 +83,8 @@ def check(config: Config, data: Path, stage: str | None, job: Job) -> Inputs:
             )
     if size > config.train.batch:
         raise UsageError(
-            f"{size} ranks are more than the {config.train.batch} images of a batch; "
-            f"start at most {config.train.batch} ranks or raise train.batch."
+            f"train.batch is {config.train.batch}, too few for {size} ranks, for each needs an image: "
+            "raise it or start fewer ranks."
         )
     with torch.device("meta"):
         model = build_model(config.model.description, len(manifest.names))

@@ -218,7 +218,7 @@ def test_an_empty_split_or_batch_is_a_users_mistake(samples: int, batch: int) ->
 
 @both_orders
 @given(data=st.data())
-@settings(max_examples=50)
+@settings(max_examples=20)
 def test_recent_partners_are_what_the_slot_held(kind: Order, data: Any) -> None:
     plan = replace(data.draw(plans(kind)), partners="recent")
     alone = replace(plan, partners="any")
