@@ -66,14 +66,14 @@ def renderer(resampling: Resampling) -> Renderer:
         UsageError: it needs OpenCV, which is not there.
     """
     if resampling == "triangle":
-        return Renderer(View.zoomed, _resize_triangle, _warp_pillow)
+        return Renderer(View.zoomed, resize_triangle, _warp_pillow)
     require_opencv(f"augment.resampling {resampling}")
     if resampling == "bilinear":
         return Renderer(View.zoomed, resize_bilinear, warp_bilinear)
-    return Renderer(View.unzoomed, _resize_triangle, warp_bilinear)
+    return Renderer(View.unzoomed, resize_triangle, warp_bilinear)
 
 
-def _resize_triangle(image: Pixels, target: Pixels) -> None:
+def resize_triangle(image: Pixels, target: Pixels) -> None:
     """The pixels that Pillow's bilinear resize gives, a few in a thousand 1 off.
 
     The same anti-aliased triangle filter in 8-bit arithmetic, in a quarter of the time.

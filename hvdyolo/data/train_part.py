@@ -14,13 +14,12 @@ from hvdyolo.data.augment import AugmentedSample, augment
 from hvdyolo.data.buffers import SharedImages
 from hvdyolo.data.decoding import read_pixels
 from hvdyolo.data.format import CROWD
-from hvdyolo.data.images import resize
 from hvdyolo.data.opencv import mirror, scale_colours
 from hvdyolo.data.order import RECENT, BatchPlan, SlotEntry
 from hvdyolo.data.parameters import draw_parameters
 from hvdyolo.data.random import Purpose, sample_generator
 from hvdyolo.data.reader import DamagedSampleError, PackedSplit
-from hvdyolo.data.render import renderer
+from hvdyolo.data.render import renderer, resize_triangle
 from hvdyolo.ops.letterbox import FILL, fit_letterbox
 
 Labels = NDArray[np.float32]
@@ -107,8 +106,9 @@ class _TrainImages:
                 raise
             self.damaged[index] = str(error)
             return None
-        height, width = self.size(index)
-        image = resize(image, width, height)
+        if image.shape[:2] != self.size(index):
+            large, image = image, np.empty((*self.size(index), 3), dtype=np.uint8)
+            resize_triangle(large, image)
         if self.decoded is not None:
             self.decoded[index] = image
         return image
