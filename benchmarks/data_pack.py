@@ -4,7 +4,7 @@ Draws photograph-like JPEGs of 640 x 480 with seven boxes each, and measures, ro
 other, so that a slower minute slows all of them down:
 
 - the shard writer, checksums included, fed from memory, against plain writes of 8 MiB and an fsync;
-- ``hvdyolo pack`` with its check of all images and labels, against Pillow decoding the same bytes from
+- ``hvdyolo pack`` with its check of all images and labels, against the decoder on the same bytes in
   memory in one process, times the decoding threads or ranks;
 - two ranks with one decoding thread each against one rank with one;
 

@@ -52,12 +52,7 @@ class _SplitDigest:
 
     def add(self, shard: Shard) -> None:
         rows = np.zeros(len(shard.lengths), dtype=_ROW)
-        rows["length"] = shard.lengths
-        rows["checksum"] = shard.checksums
-        rows["height"], rows["width"] = shard.sizes.T
-        rows["source_height"], rows["source_width"] = shard.source_sizes.T
-        rows["sample_id"] = shard.sample_ids
-        rows["codec"] = shard.codecs
+        shard.fill_rows(rows)
         rows["label_count"] = np.diff(shard.label_ptr)
         rows["name_bytes"] = np.diff(shard.name_ptr)
         self._rows.update(rows.tobytes())

@@ -70,12 +70,7 @@ def block_of(shard: Shard) -> bytes:
     """The block of a shard."""
     rows = np.empty(len(shard.lengths), dtype=INDEX_DTYPE)
     rows["offset"] = shard.starts - shard.starts[:1]
-    rows["length"] = shard.lengths
-    rows["checksum"] = shard.checksums
-    rows["height"], rows["width"] = shard.sizes.T
-    rows["source_height"], rows["source_width"] = shard.source_sizes.T
-    rows["sample_id"] = shard.sample_ids
-    rows["codec"] = shard.codecs
+    shard.fill_rows(rows)
     columns: dict[str, NDArray[Any]] = {
         "label_ptr": shard.label_ptr,
         "name_ptr": shard.name_ptr,

@@ -50,6 +50,15 @@ class Shard:
     names: bytes
     name_ptr: NDArray[np.int64]
 
+    def fill_rows(self, rows: NDArray[np.void]) -> None:
+        """Set what ``rows``, one a sample, have of ``/index``, but for where images lie."""
+        rows["length"] = self.lengths
+        rows["checksum"] = self.checksums
+        rows["height"], rows["width"] = self.sizes.T
+        rows["source_height"], rows["source_width"] = self.source_sizes.T
+        rows["sample_id"] = self.sample_ids
+        rows["codec"] = self.codecs
+
     def name(self, row: int) -> str:
         """Name of a sample's source file."""
         raw = self.names[self.name_ptr.item(row) : self.name_ptr.item(row + 1)]
