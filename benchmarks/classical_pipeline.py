@@ -46,23 +46,20 @@ class ClassicalPipeline:
         self._canvas = np.empty((side, side, 3), dtype=np.uint8)
         cv2.setNumThreads(1)
 
-    def sample(self, index: int) -> tuple[Pixels, NDArray[np.float32]]:
-        """(3, size, size) RGB and (n, 5) labels: class, cx, cy, w, h in 0..1."""
+    def sample(self, index: int, target: Pixels) -> NDArray[np.float32]:
+        """(n, 5) labels: class, cx, cy, w, h in 0..1; ``target`` is filled with (3, size, size) RGB."""
         canvas, boxes = self._mosaic([index, *self._random.integers(len(self._encoded), size=3).tolist()])
         image, boxes = self._warp(canvas, boxes)
         image = shift_colours(image, self._gains())
         if self._random.random() < 0.5:
             image = np.fliplr(image)
             boxes[:, [1, 3]] = self._settings.size - boxes[:, [3, 1]]
-        return channel_first(image), _normalised(boxes, self._settings.size)
+        fill_channel_first(image, target)
+        return _normalised(boxes, self._settings.size)
 
     def batch(self, indices: Sequence[int], images: Pixels) -> list[NDArray[np.float32]]:
         """Labels of samples whose images fill ``images``, (B, 3, size, size)."""
-        labels = []
-        for place, index in enumerate(indices):
-            images[place], found = self.sample(index)
-            labels.append(found)
-        return labels
+        return [self.sample(index, target) for index, target in zip(indices, images, strict=True)]
 
     def bare_operations(self, rounds: int = 40) -> dict[str, float]:
         """Seconds a sample spends in each operation, each timed by itself: the median of ``rounds``."""
@@ -71,12 +68,13 @@ class ClassicalPipeline:
         canvas, _ = self._mosaic(sources)
         matrix = self._matrix()
         image = warp(canvas, matrix, self._settings.size)
+        target = np.empty((3, self._settings.size, self._settings.size), dtype=np.uint8)
         operations: dict[str, Callable[[], object]] = {
             "decode four": lambda: [decode(self._encoded[index]) for index in sources],
             "canvas": lambda: self._paste(images),
             "warp": lambda: warp(canvas, matrix, self._settings.size),
             "colours": lambda: shift_colours(image, self._gains()),
-            "layout": lambda: channel_first(image),
+            "layout": lambda: fill_channel_first(image, target),
         }
         return {name: _median_seconds(operation, rounds) for name, operation in operations.items()}
 
@@ -160,9 +158,9 @@ def shift_colours(image: Pixels, gains: NDArray[np.float64]) -> Pixels:
     return np.asarray(cv2.cvtColor(shifted, cv2.COLOR_HSV2BGR), dtype=np.uint8)
 
 
-def channel_first(image: Pixels) -> Pixels:
-    """(H, W, 3) BGR to (3, H, W) RGB, contiguous."""
-    return np.ascontiguousarray(image.transpose(2, 0, 1)[::-1])
+def fill_channel_first(image: Pixels, target: Pixels) -> None:
+    """(H, W, 3) BGR into (3, H, W) RGB."""
+    target[...] = image.transpose(2, 0, 1)[::-1]
 
 
 def _normalised(boxes: NDArray[np.float64], size: int) -> NDArray[np.float32]:
