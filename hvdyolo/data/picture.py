@@ -5,6 +5,8 @@ The whole canvas is never made, images that do not show are not decoded, and eac
 output, with a second, bilinear step only for rotation, shear and perspective.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -13,7 +15,7 @@ from numpy.typing import NDArray
 from hvdyolo.data.layout import canvas_side, lay_out
 from hvdyolo.data.objects import Objects
 from hvdyolo.data.parameters import PictureParameters
-from hvdyolo.data.placement import output_boxes, place_boxes
+from hvdyolo.data.placement import Tile, output_boxes, place_boxes
 from hvdyolo.data.render import Renderer
 
 
@@ -44,24 +46,38 @@ def paint(
     size = len(output)
     view = renderer.view(parameters.homography, canvas_side(len(parameters.sources), size), size)
     canvas = renderer.canvas(view, output)
-    tiles = lay_out([source.size(index) for index in parameters.sources], parameters.meeting, size, view)
-    placed = []
-    for index, tile in zip(parameters.sources, tiles, strict=True):
-        if not tile.visible or (image := source.image(index)) is None:
-            continue
-        renderer.draw(canvas, image, tile)
-        labels = source.labels(index)
-        placed.append(Objects(labels[:, 0], place_boxes(_corners(labels, source.size(index)), tile)))
+    sizes = [source.size(index) for index in parameters.sources]
+    shown = []
+    for index, image_size, tile in zip(
+        parameters.sources, sizes, lay_out(sizes, parameters.meeting, size, view), strict=True
+    ):
+        if tile.visible and (image := source.image(index)) is not None:
+            renderer.draw(canvas, image, tile)
+            shown.append(_Shown(tile, image_size, source.labels(index)))
     renderer.finish(canvas, view, output)
-    objects = Objects.joined(placed)
+    objects = _objects_in_view(shown)
     boxes, worth = output_boxes(objects.boxes_xyxy, view, size)
     return Objects(objects.classes, boxes).kept(worth)
 
 
-def _corners(labels: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float64]:
-    """Labels (n, 5) to boxes x1, y1, x2, y2 in pixels of an image of that height and width."""
-    height, width = size
+@dataclass(frozen=True, eq=False)
+class _Shown:
+    """An image that shows: where, its height and width, and its labels (n, 5)."""
+
+    tile: Tile
+    size: tuple[int, int]
+    labels: NDArray[np.float32]
+
+
+def _objects_in_view(shown: Sequence[_Shown]) -> Objects:
+    """All objects of the images, in pixels of the view."""
+    if not shown:
+        return Objects.joined([])
+    counts = [len(one.labels) for one in shown]
+    labels = np.concatenate([one.labels for one in shown])
+    width_height = np.repeat([one.size[::-1] for one in shown], counts, axis=0)
     centre, sides = labels[:, 1:3].astype(np.float64), labels[:, 3:5].astype(np.float64)
-    corners = np.concatenate([centre - sides / 2, centre + sides / 2], axis=1)
-    pixels: NDArray[np.float64] = corners * np.array([width, height, width, height])
-    return pixels
+    corners = np.concatenate(
+        [(centre - sides / 2) * width_height, (centre + sides / 2) * width_height], axis=1
+    )
+    return Objects(labels[:, 0], place_boxes(corners, [one.tile for one in shown], counts))

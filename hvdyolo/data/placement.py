@@ -12,6 +12,7 @@ Three frames, all continuous with pixel i covering i … i + 1:
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -166,10 +167,6 @@ class Span:
         """Whether any pixel of the view lies in it."""
         return self.start < self.stop
 
-    def to_view(self, coordinates: NDArray[np.floating]) -> NDArray[np.floating]:
-        """Source coordinates in the view, cut to the cell."""
-        return coordinates.clip(*self.shown) * self.scale + self.offset
-
 
 @dataclass(frozen=True)
 class Tile:
@@ -223,12 +220,19 @@ def _span(length: int, resized: int, place: int, cell: tuple[int, int], view: Vi
     return Span(start, stop, first, last, scale, start - first * scale, shown)
 
 
-def place_boxes(boxes_xyxy: NDArray[np.floating], tile: Tile) -> NDArray[np.floating]:
-    """Boxes in source pixels to boxes in view pixels, cut to the tile's cell; (n, 4) to (n, 4)."""
-    placed = np.empty_like(boxes_xyxy)
-    placed[:, 0::2] = tile.across.to_view(boxes_xyxy[:, 0::2])
-    placed[:, 1::2] = tile.down.to_view(boxes_xyxy[:, 1::2])
-    return placed
+def place_boxes(
+    boxes_xyxy: NDArray[np.floating], tiles: Sequence[Tile], counts: Sequence[int]
+) -> NDArray[np.floating]:
+    """Boxes in source pixels to boxes in view pixels, cut to their tile's cell; (n, 4) to (n, 4).
+
+    Those of one tile after those of another, ``counts`` of each: a call a mosaic costs as much as a call a tile.
+    """
+    axes = [[(*span.shown, span.scale, span.offset) for span in (tile.across, tile.down)] for tile in tiles]
+    of_each = np.repeat(np.array(axes), counts, axis=0)[:, None]  # (n, 1, 2 axes, 4)
+    low, high, scale, offset = np.moveaxis(of_each, -1, 0)
+    corners = boxes_xyxy.reshape(-1, 2, 2)
+    placed: NDArray[np.floating] = corners.clip(low, high) * scale + offset
+    return placed.reshape(-1, 4)
 
 
 def output_boxes(

@@ -115,8 +115,8 @@ class _TrainImages:
 
     def labels(self, index: int) -> Labels:
         # A crowd is a region, not an object: nothing to learn a box from.
-        objects: Labels = self.split.labels(index)[self.split.flags(index) & CROWD == 0]
-        return objects
+        labels, crowds = self.split.labels(index), self.split.flags(index) & CROWD
+        return labels[crowds == 0] if crowds.any() else labels
 
 
 @dataclass(frozen=True)

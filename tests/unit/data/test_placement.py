@@ -30,8 +30,7 @@ def place(
     """Output boxes of one box in each image."""
     view = View.zoomed(Homography(**homography), canvas_side(len(sizes), SIZE), SIZE)
     tiles = lay_out(sizes, meeting, SIZE, view)
-    placed = [place_boxes(boxes(row), tile) for row, tile in zip(rows, tiles, strict=True)]
-    return output_boxes(np.concatenate(placed), view, SIZE)[0]
+    return output_boxes(place_boxes(boxes(*rows), tiles, [1] * len(rows)), view, SIZE)[0]
 
 
 def test_a_single_image_is_letterboxed() -> None:
@@ -106,7 +105,7 @@ def test_boxes_are_turned_by_hand(homography: dict[str, float], expected: list[f
     np.testing.assert_allclose(place([(64, 64)], box, **homography)[0], expected, atol=1e-9)
     view = View.unzoomed(Homography(**homography), SIZE, SIZE)
     (tile,) = lay_out([(64, 64)], (1.0, 1.0), SIZE, view)
-    found, _ = output_boxes(place_boxes(boxes(*box), tile), view, SIZE)
+    found, _ = output_boxes(place_boxes(boxes(*box), [tile], [1]), view, SIZE)
     np.testing.assert_allclose(found[0], expected, atol=1e-9)
 
 
