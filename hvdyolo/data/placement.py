@@ -225,7 +225,7 @@ def place_boxes(
 ) -> NDArray[np.floating]:
     """Boxes in source pixels to boxes in view pixels, cut to their tile's cell; (n, 4) to (n, 4).
 
-    Those of one tile after those of another, ``counts`` of each: a call a mosaic costs as much as a call a tile.
+    Those of one tile after those of another, ``counts`` of each: a call a tile would cost four times as much.
     """
     axes = [[(*span.shown, span.scale, span.offset) for span in (tile.across, tile.down)] for tile in tiles]
     of_each = np.repeat(np.array(axes), counts, axis=0)[:, None]  # (n, 1, 2 axes, 4)
