@@ -68,28 +68,42 @@ class LoadedImage:
         return _rgb(self._decoded)
 
 
-def read_header(encoded: bytes) -> ImageHeader:
-    """The header of an encoded image.
+@dataclass(frozen=True)
+class OpenedImage:
+    """An image of which the header has been read."""
+
+    header: ImageHeader
+    _encoded: bytes
+    _image: Image.Image
+
+    def load(self, max_pixels: int) -> LoadedImage:
+        """Decode it.
+
+        Raises:
+            DataError: it is damaged.
+            ImageTooLargeError: it has more than ``max_pixels``, which is told before it is decoded.
+        """
+        if self.header.exif_orientation == _UPRIGHT:
+            fast = _decode_fast(self._encoded, max_pixels)
+            if fast is not None:
+                return LoadedImage(self.header, fast)
+        _load(self._image, max_pixels)
+        return LoadedImage(self.header, self._image)
+
+
+def open_image(encoded: bytes) -> OpenedImage:
+    """Read the header of an encoded image.
 
     Raises:
         DataError: it is no image that Pillow knows.
     """
-    return _header(_open(encoded))
-
-
-def load(encoded: bytes, max_pixels: int) -> LoadedImage:
-    """Decode an image and keep what its header said.
-
-    Raises:
-        DataError: it is damaged, or no image.
-        ImageTooLargeError: it has more than ``max_pixels``, which is told before it is decoded.
-    """
     image = _open(encoded)
-    header = _header(image)
-    if header.exif_orientation == _UPRIGHT and (fast := _decode_fast(encoded, max_pixels)) is not None:
-        return LoadedImage(header, fast)
-    _load(image, max_pixels)
-    return LoadedImage(header, image)
+    return OpenedImage(_header(image), encoded, image)
+
+
+def read_header(encoded: bytes) -> ImageHeader:
+    """As :func:`open_image`, the header alone."""
+    return open_image(encoded).header
 
 
 def decode(encoded: bytes | memoryview, max_pixels: int) -> Pixels:
@@ -99,7 +113,7 @@ def decode(encoded: bytes | memoryview, max_pixels: int) -> Pixels:
     it decodes into the array that is handed out.
 
     Raises:
-        DataError, ImageTooLargeError: as :func:`load`.
+        DataError, ImageTooLargeError: as :func:`open_image` and :meth:`OpenedImage.load`.
     """
     fast = _decode_fast(encoded, max_pixels)
     if fast is not None:
@@ -111,7 +125,7 @@ def decode(encoded: bytes | memoryview, max_pixels: int) -> Pixels:
 
 def decode_upright(encoded: bytes, max_pixels: int) -> Pixels:
     """Like :func:`decode`, turned as its EXIF orientation says: for images that were not packed."""
-    return load(encoded, max_pixels).pixels(upright=True)
+    return open_image(encoded).load(max_pixels).pixels(upright=True)
 
 
 def resize(image: Pixels, width: int, height: int) -> Pixels:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from hvdyolo.data.findings import Finding
-from hvdyolo.data.pack_image import PackedImage, pack_image
+from hvdyolo.data.pack_image import PackedImage, pack_images
 from hvdyolo.data.pack_plan import PackSettings, ShardTask
 from hvdyolo.data.sources.source import Source
 from hvdyolo.data.team import Team
@@ -20,6 +20,7 @@ from hvdyolo.utils.files import write_json
 
 _PROGRESS_SECONDS = 10.0
 _WAIT_SECONDS = 0.1
+_GROUP = 16  # images that a thread packs together
 
 
 @dataclass(frozen=True)
@@ -88,13 +89,17 @@ class ShardPacker:
 
     def _prepare(self, task: ShardTask, decoders: ThreadPoolExecutor) -> list[PackedImage]:
         images = self._source.splits[task.split]
-        prepared = []
+        groups = [task.places[first : first + _GROUP] for first in range(0, len(task.places), _GROUP)]
+        prepared: list[PackedImage] = []
         # Decoding releases the interpreter's lock; results come in order whatever finishes first.
-        for image in decoders.map(
-            lambda place: pack_image(self._source, images[place], place, self._settings), task.places
+        for group in decoders.map(
+            lambda places: pack_images(
+                self._source, [images[place] for place in places], places, self._settings
+            ),
+            groups,
         ):
-            prepared.append(image)
-            self._progress.add(1)
+            prepared += group
+            self._progress.add(len(group))
         return prepared
 
     def _write(self, task: ShardTask, images: Sequence[PackedImage]) -> None:
