@@ -142,7 +142,7 @@ def _images(values: dict[str, Any], path: Path, split: str, findings: list[Findi
     folders: set[str] = set()
     for entry in entries:
         resolved = _resolve(entry, values, path, split)
-        listed = sorted(image_files(resolved)) if resolved.is_dir() else _listed(resolved)
+        listed = sorted(image_files(resolved), key=str) if resolved.is_dir() else _listed(resolved)
         folders |= {str(resolved)} if resolved.is_dir() else {str(image.parent) for image in listed}
         for image in listed:
             if image in found:
@@ -211,10 +211,13 @@ def _orphans(splits: Mapping[str, Sequence[SourceImage]]) -> list[Finding]:
         beside = _image_folder(folder)
         # An image that is there and in no list was left out on purpose.
         stems = {path.stem for path in beside.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES}
-        findings += [
-            Finding("orphan", str(path), 0, f"no image of that name in {beside}")
-            for path in sorted(folder.glob("*.txt"))
+        orphans = [
+            path
+            for path in folder.glob("*.txt")
             if path.stem not in stems and path not in used and path.name != "classes.txt"
+        ]
+        findings += [
+            Finding("orphan", str(path), 0, f"no image of that name in {beside}") for path in sorted(orphans)
         ]
     return findings
 
