@@ -23,7 +23,7 @@ IMAGES ?=
 # make study-augment WORK=/scratch/study
 WORK ?= study
 
-.PHONY: help env demo test lint format bench-data study-augment wheelhouse clean
+.PHONY: help env demo test lint format bench-data study-augment study-bccd wheelhouse clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -51,6 +51,9 @@ bench-data: env ## what is claimed of packing, reading, order and augmentation, 
 
 study-augment: env ## what faster ways to make training samples cost in AP: some hours, and resumes
 	@$(AS_ROOT) $(BIN)/python benchmarks/study_augment.py --work $(WORK)
+
+study-bccd: env ## AP on BCCD with five seeds by one rank and by two: two hours, and resumes
+	@$(AS_ROOT) $(BIN)/python benchmarks/study_bccd.py --work $(WORK)
 
 wheelhouse: env ## collect every wheel for a site without internet
 	@scripts/wheelhouse.sh
