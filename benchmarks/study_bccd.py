@@ -1,8 +1,8 @@
 """How good the trainer is: BCCD by one rank and by two, seeds 0 to 4, against YOLOv5's own trainer.
 
 The recipe ``yolov5n_bccd`` is trained with each seed by one process and by ``horovodrun -np 2``; the last
-epoch's moving average is scored on ``test`` and ``val``. About 12 minutes a run on two quiet cores, so two hours
-in all: a run that has ended is not done again, and an interrupted one resumes.
+epoch's moving average is scored on ``test`` and ``val``. About 12 minutes a run on two quiet cores, two
+hours in all: a run that has ended is not done again, and an interrupted one resumes.
 
     python benchmarks/study_bccd.py --work DIR [--seeds 5]
 """
