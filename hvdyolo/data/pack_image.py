@@ -7,7 +7,8 @@ from hvdyolo.config import LoaderConfig
 from hvdyolo.data.findings import Finding
 from hvdyolo.data.format import MOST_PIXELS_A_SIDE
 from hvdyolo.data.images import MOST_PIXELS, ImageHeader, LoadedImage, Pixels, encode_jpeg, load, resize
-from hvdyolo.data.lint import check_boxes
+from hvdyolo.data.lint import check_boxes, check_outlines
+from hvdyolo.data.outlines import MOST_ENTRY, encode_outlines
 from hvdyolo.data.pack_plan import PackSettings
 from hvdyolo.data.sources.source import Source, SourceImage
 from hvdyolo.data.writer import Sample
@@ -18,9 +19,15 @@ _OF_THE_FILE = (errno.ENOENT, errno.EACCES, errno.EISDIR, errno.ELOOP)
 
 @dataclass(frozen=True)
 class PackedImage:
-    """What became of an image; ``sample`` is ``None`` if it is left out."""
+    """What became of an image.
+
+    Attributes:
+        sample: ``None``: it is left out.
+        polygons: the sample's entry, if they are kept (:mod:`hvdyolo.data.outlines`).
+    """
 
     sample: Sample | None
+    polygons: bytes | None
     findings: list[Finding]
     source_bytes: int
 
@@ -41,9 +48,9 @@ def pack_image(source: Source, image: SourceImage, sample_id: int, settings: Pac
             raise DataError(
                 f"{image.path} {error}; repair or remove it, or leave such images out with --skip-unreadable."
             ) from None
-        return PackedImage(None, [Finding("unreadable", str(image.path), 0, str(error))], len(encoded))
+        return PackedImage(None, None, [Finding("unreadable", str(image.path), 0, str(error))], len(encoded))
     stored = _stored(source, image, loaded, encoded, settings)
-    labels, flags, found = check_boxes(
+    checked = check_boxes(
         image,
         source.boxes(image, stored.source_width, stored.source_height),
         stored.source_width,
@@ -56,12 +63,22 @@ def pack_image(source: Source, image: SourceImage, sample_id: int, settings: Pac
         height=stored.height,
         source_width=stored.source_width,
         source_height=stored.source_height,
-        labels=labels,
-        flags=flags,
+        labels=checked.labels,
+        flags=checked.flags,
         name=image.name,
         sample_id=sample_id,
     )
-    return PackedImage(sample, [*stored.findings, *found], len(encoded))
+    findings = [*stored.findings, *checked.findings]
+    if not settings.polygons:
+        return PackedImage(sample, None, findings, len(encoded))
+    outlines, found = check_outlines(image, checked.boxes)
+    entry = encode_outlines(outlines, sample_id)
+    if len(entry) > MOST_ENTRY:
+        raise DataError(
+            f"{image.annotation}: the polygons of {image.name} take {len(entry):,} bytes, and the most is "
+            f"{MOST_ENTRY:,}; draw them with fewer points."
+        )
+    return PackedImage(sample, entry, [*findings, *found], len(encoded))
 
 
 def _read(image: SourceImage) -> bytes:
