@@ -10,8 +10,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from hvdyolo.data.copy_paste import paste_mirrored
 from hvdyolo.data.layout import canvas_side, lay_out
 from hvdyolo.data.objects import Objects
+from hvdyolo.data.outlines import Outlines
 from hvdyolo.data.parameters import PictureParameters
 from hvdyolo.data.placement import output_boxes, place_boxes
 from hvdyolo.data.render import Renderer
@@ -36,6 +38,10 @@ class ImageSource(Protocol):
         """(n, 5): class, cx, cy, w, h in 0..1 of the image."""
         ...
 
+    def outlines(self, index: int) -> Outlines:
+        """Of the n labels; asked for only where objects are to be pasted."""
+        ...
+
 
 def paint(
     source: ImageSource, parameters: PictureParameters, renderer: Renderer, output: NDArray[np.uint8]
@@ -46,11 +52,13 @@ def paint(
     canvas = renderer.canvas(view, output)
     tiles = lay_out([source.size(index) for index in parameters.sources], parameters.meeting, size, view)
     placed = []
-    for index, tile in zip(parameters.sources, tiles, strict=True):
+    for place, (index, tile) in enumerate(zip(parameters.sources, tiles, strict=True)):
         if not tile.visible or (image := source.image(index)) is None:
             continue
-        renderer.draw(canvas, image, tile)
         labels = source.labels(index)
+        if parameters.pastes is not None:
+            image, labels = paste_mirrored(image, labels, source.outlines(index), parameters.pastes, place)
+        renderer.draw(canvas, image, tile)
         placed.append(Objects(labels[:, 0], place_boxes(_corners(labels, source.size(index)), tile)))
     renderer.finish(canvas, view, output)
     objects = Objects.joined(placed)
