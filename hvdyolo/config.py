@@ -67,6 +67,9 @@ class AugmentConfig:
     """Change of scale from the middle of the output to its edges, plus or minus, as a fraction."""
     mixup: float = 0.0
     """Probability that a second sample is blended in, with a share drawn from Beta(32, 32)."""
+    copy_paste: float = 0.0
+    """Probability of each object with polygons to be pasted once more, mirrored in its image, where that
+    leaves 70 % of every box uncovered. The data must be packed with `--polygons`."""
     autoaugment: Literal["v0", "v1", "v2", "v3"] | None = None
     """Policy of AutoAugment for detection (arXiv 1906.11172)."""
     cutout: float = 0.0

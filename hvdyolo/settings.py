@@ -39,6 +39,7 @@ _RULES: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
     # More would make the part of the canvas that shows several times as large as the output.
     ("augment.perspective", "0 … 0.25", lambda v: 0 <= v <= 0.25),
     ("augment.mixup", "0 … 1", lambda v: 0 <= v <= 1),
+    ("augment.copy_paste", "0 … 1", lambda v: 0 <= v <= 1),
     ("augment.cutout", "0 … 1", lambda v: 0 <= v <= 1),
     ("augment.multi_scale", "0 … 0.5", lambda v: 0 <= v <= 0.5),
     ("augment.flip_left_right", "0 … 1", lambda v: 0 <= v <= 1),

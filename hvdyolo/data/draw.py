@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from hvdyolo.data.images import Pixels
+from hvdyolo.data.outlines import Outlines
 from hvdyolo.utils.files import storage_errors
 
 _LEAST_SIDE = 480  # smaller pictures are enlarged, or their text hides them
@@ -55,6 +56,18 @@ def draw_detections(
         draw.text((x + 3 - left, y + 2 - top), text, fill=(0, 0, 0), font=font)
     with storage_errors(path):
         picture.save(path)
+
+
+def draw_outlines(image: Pixels, outlines: Outlines, labels: NDArray[np.int64]) -> Pixels:
+    """A copy of ``image``, (H, W, 3) RGB, with the outlines of labels whose class numbers are ``labels``."""
+    height, width = image.shape[:2]
+    picture = Image.fromarray(image)
+    draw = ImageDraw.Draw(picture)
+    for outline, label in zip(outlines, labels.tolist(), strict=True):
+        for polygon in outline:
+            points = polygon[[*range(len(polygon)), 0]] * (width, height)
+            draw.line(points.ravel().tolist(), fill=_colour(label))
+    return np.asarray(picture)
 
 
 def _colour(label: int) -> tuple[int, int, int]:

@@ -8,6 +8,8 @@ MEANINGS = {
     "duplicate": "boxes that repeat another of the same image and class, left out",
     "clipped": "boxes that crossed the border, clipped to it",
     "tiny": "boxes of less than 2 pixels, kept",
+    "mask": "outlines given as a mask of pixels (RLE), left out; their boxes are kept",
+    "polygon": "polygons of fewer than three points or far outside, left out; their boxes are kept",
     "unreadable": "images that cannot be decoded, left out",
     "rotated": "images with an EXIF orientation",
     "resolution": "images of another size than their annotation says",
@@ -19,7 +21,7 @@ MEANINGS = {
 }
 """Kinds of findings and what became of them, in the order of the report."""
 
-LOSSES = ("degenerate", "outside", "duplicate", "unreadable", "orphan")
+LOSSES = ("degenerate", "outside", "duplicate", "polygon", "unreadable", "orphan")
 """Kinds by which something of the source is not in the packed data."""
 
 

@@ -57,6 +57,11 @@ def index_name(split: str) -> str:
     return f"{split}.index"
 
 
+def polygons_name(split: str) -> str:
+    """File name of a split's polygons (:mod:`hvdyolo.data.polygon_file`)."""
+    return f"{split}.polygons"
+
+
 def shard_name(split: str, number: int, count: int) -> str:
     """File name of a shard."""
     return f"{split}-{number:05d}-of-{count:05d}.h5"

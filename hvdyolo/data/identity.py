@@ -1,7 +1,7 @@
 """What tells one packed dataset from another, whatever the shards it lies in."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import xxhash
@@ -34,9 +34,11 @@ class ContentDigest:
         """Take the next shard of ``split`` in."""
         self._splits.setdefault(split, _SplitDigest()).add(shard)
 
-    def dataset_id(self) -> str:
-        """32 hexadecimal digits."""
+    def dataset_id(self, polygons: Mapping[str, str] | None = None) -> str:
+        """32 hexadecimal digits; ``polygons`` are the digests of the splits' files of them, if there are."""
         splits = {name: digest.columns() for name, digest in self._splits.items()}
+        for name, digest in (polygons or {}).items():
+            splits[name].append(digest)
         content = json.dumps([self._names, splits], sort_keys=True, separators=(",", ":"))
         return xxhash.xxh3_128_hexdigest(content.encode())
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hvdyolo.config import LoaderConfig
-from hvdyolo.data.draw import draw_detections
+from hvdyolo.data.draw import draw_detections, draw_outlines
 from hvdyolo.data.format import CROWD, DIFFICULT, TRUNCATED
 from hvdyolo.data.images import decode
 from hvdyolo.data.manifest import read_manifest
@@ -58,6 +58,8 @@ def draw_samples(split: PackedSplit, samples: range, count: int, out: Path, pref
         except DataError as error:
             raise DataError(f"{split.name(index)} {error}") from None
         labels = split.labels(index)
+        if split.outlined:
+            image = draw_outlines(image, split.outlines(index), labels[:, 0].astype(np.int64))
         path = out / f"{prefix}-{index:06d}.png"
         draw_detections(
             image,
@@ -85,14 +87,15 @@ def _views(root: Path, wanted: str | None, shard: str | None) -> Iterator[_View]
     if shard is not None and shard not in shards:
         raise UsageError(f"{root / shard} is not a shard of the packed dataset in {root}.")
     for name, info in manifest.splits.items():
+        outlined = info.polygons is not None and info.polygons.polygons > 0
         first = 0
         for record in info.shards:
             samples = range(first, first + record.samples)
             if record.file == shard:
-                yield _View(name, PackedSplit(root, name), samples)
+                yield _View(name, PackedSplit(root, name, outlines=outlined), samples)
             first += record.samples
         if shard is None and wanted in (None, name):
-            yield _View(name, PackedSplit(root, name), range(first))
+            yield _View(name, PackedSplit(root, name, outlines=outlined), range(first))
 
 
 def _describe(view: _View, root: Path) -> Iterator[str]:
@@ -119,6 +122,10 @@ def _describe(view: _View, root: Path) -> Iterator[str]:
     told = [f"{int((flags & bit > 0).sum())} {name}" for name, bit in marked.items() if (flags & bit).any()]
     if told:
         yield f"  marked: {', '.join(told)}"
+    if split.outlined:
+        outlines = [outline for index in view.samples for outline in split.outlines(index) if outline]
+        points = [len(polygon) for outline in outlines for polygon in outline]
+        yield f"  outlines: {len(outlines)} objects, {len(points)} polygons of {sum(points)} points"
 
 
 def _quantiles(what: str, values: NDArray[np.floating | np.integer]) -> str:

@@ -3,14 +3,16 @@
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hvdyolo.data.findings import LOSSES, MEANINGS, Finding
-from hvdyolo.data.sources.source import SourceBox, SourceImage
+from hvdyolo.data.outlines import LEAST_POINTS, Outlines, Polygon
+from hvdyolo.data.sources.source import SourceBox, SourceImage, SourceOutline
 from hvdyolo.utils.files import write_atomically, write_json
 
 REPORT_NAME = "lint.txt"
@@ -18,22 +20,31 @@ REPORT_DATA_NAME = "lint.json"
 
 _TINY_PIXELS = 2.0
 _LEAST_CLIP_PIXELS = 0.05  # below it, the six decimals that labels are commonly written with
+_MOST_OUTSIDE = 0.5  # of an image's sides; what is drawn further away was meant otherwise
 _KEPT = ("", "clipped", "tiny")
 
 BoxCounts = Mapping[str, Mapping[str, int]]
 """Number of boxes by split and class name."""
 
 
-def check_boxes(
-    image: SourceImage, boxes: Sequence[SourceBox], width: int, height: int
-) -> tuple[NDArray[np.float32], NDArray[np.uint8], list[Finding]]:
-    """Keep what can be learnt from.
+@dataclass(frozen=True, eq=False)
+class CheckedBoxes:
+    """What of an image's boxes can be learnt from, and what is to be told about the others.
 
-    One bad row never costs the image or the other rows.
-
-    Returns:
-        (n, 5) labels class, cx, cy, w, h in 0..1; (n,) flags; findings.
+    Attributes:
+        labels: (n, 5) class, cx, cy, w, h in 0..1.
+        flags: (n,).
+        boxes: the n boxes.
     """
+
+    labels: NDArray[np.float32]
+    flags: NDArray[np.uint8]
+    boxes: Sequence[SourceBox]
+    findings: list[Finding]
+
+
+def check_boxes(image: SourceImage, boxes: Sequence[SourceBox], width: int, height: int) -> CheckedBoxes:
+    """Keep what can be learnt from. One bad row never costs the image or the other rows."""
     rows: dict[tuple[float, ...], SourceBox] = {}
     findings = []
     for box in boxes:
@@ -52,8 +63,44 @@ def check_boxes(
         findings.append(Finding("missing", str(image.path), 0, "no label file"))
     elif not rows:
         findings.append(Finding("unlabelled", str(image.path), 0, "no boxes"))
+    kept = list(rows.values())
     labels = np.array(list(rows), dtype=np.float32).reshape(-1, 5)
-    return labels, np.array([box.flags for box in rows.values()], dtype=np.uint8), findings
+    return CheckedBoxes(labels, np.array([box.flags for box in kept], dtype=np.uint8), kept, findings)
+
+
+def check_outlines(image: SourceImage, boxes: Sequence[SourceBox]) -> tuple[Outlines, list[Finding]]:
+    """The polygons of each box that can be drawn, and what is to be told about the others."""
+    outlines: list[list[Polygon]] = [[] for _ in boxes]
+    findings = []
+    for outline, box in zip(outlines, boxes, strict=True):
+        source = box.outline
+        if source is None:
+            continue
+        note = f"{box.note}: " if box.note else ""
+        if not isinstance(source.polygons, list):
+            findings.append(Finding("mask", str(image.annotation), box.line, f"{note}not kept"))
+            continue
+        for polygon in source.polygons:
+            points = _points(polygon, source)
+            if points is None:
+                numbers = len(polygon) if isinstance(polygon, list) else 0
+                findings.append(
+                    Finding("polygon", str(image.annotation), box.line, f"{note}of {numbers} numbers")
+                )
+            else:
+                outline.append(points)
+    return outlines, findings
+
+
+def _points(polygon: Any, source: SourceOutline) -> Polygon | None:
+    """(n, 2) as fractions of the image; ``None``: they make no polygon."""
+    try:
+        points = np.array(polygon, dtype=np.float64).reshape(-1, 2) / (source.width, source.height)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    # Comparisons with what is no number are false.
+    near = ((points >= -_MOST_OUTSIDE) & (points <= 1 + _MOST_OUTSIDE)).all()
+    return points.astype(np.float32) if near and len(points) >= LEAST_POINTS else None
 
 
 def _check(box: SourceBox, width: int, height: int) -> tuple[tuple[float, float, float, float], str, str]:

@@ -9,8 +9,9 @@ from typing import Any
 
 import xxhash
 
-from hvdyolo.data.format import MANIFEST_NAME, SCHEMA, VERSION, index_name, shard_name
+from hvdyolo.data.format import MANIFEST_NAME, SCHEMA, VERSION, index_name, polygons_name, shard_name
 from hvdyolo.data.index_file import IndexRecord
+from hvdyolo.data.polygon_file import PolygonsRecord
 from hvdyolo.data.writer import ShardRecord
 from hvdyolo.utils.errors import DataError, MismatchError, StorageError, UsageError
 from hvdyolo.utils.files import write_json
@@ -22,11 +23,13 @@ class SplitInfo:
 
     Attributes:
         index: ``None``: it was packed when there were no index files.
+        polygons: ``None``: it was packed without.
     """
 
     shards: tuple[ShardRecord, ...]
     samples: int
     index: IndexRecord | None
+    polygons: PolygonsRecord | None = None
 
 
 @dataclass(frozen=True)
@@ -51,22 +54,47 @@ def build_manifest(
     shards: Mapping[str, list[ShardRecord]],
     settings: Mapping[str, Any],
     indexes: Mapping[str, IndexRecord],
+    polygons: Mapping[str, PolygonsRecord] | None = None,
 ) -> Manifest:
-    """The manifest of freshly written shards and index files."""
+    """The manifest of freshly written shards, index files, and files of polygons if they are kept."""
     return Manifest(
         dataset_id=dataset_id,
         names=names,
         splits={
-            split: SplitInfo(tuple(records), sum(record.samples for record in records), indexes.get(split))
+            split: SplitInfo(
+                tuple(records),
+                sum(record.samples for record in records),
+                indexes.get(split),
+                (polygons or {}).get(split),
+            )
             for split, records in shards.items()
         },
         settings=dict(settings),
     )
 
 
+def polygons_of(manifest: Manifest, split: str, root: Path) -> PolygonsRecord:
+    """The file of a split's polygons.
+
+    Raises:
+        UsageError: it has none.
+    """
+    record = manifest.splits[split].polygons
+    if record is None or record.polygons == 0:
+        why = "was packed without --polygons" if record is None else "has boxes alone"
+        raise UsageError(
+            f"augment.copy_paste needs polygons, and the split '{split}' of {root} {why}: pack data with "
+            "polygons, or set augment.copy_paste to 0."
+        )
+    return record
+
+
 def write_manifest(manifest: Manifest, root: Path) -> None:
     """Write it; a packed dataset exists from then on."""
     content = {"schema": SCHEMA, "version": VERSION, **asdict(manifest)}
+    for split in content["splits"].values():
+        if split["polygons"] is None:
+            del split["polygons"]
     write_json(root / MANIFEST_NAME, {**content, "digest": _digest(content)})
 
 
@@ -119,7 +147,12 @@ def _manifest(content: Mapping[str, Any]) -> Manifest:
                 raise ValueError(record.file)
         if split["samples"] != sum(record.samples for record in records):
             raise ValueError(name)
-        splits[name] = SplitInfo(records, split["samples"], _index(name, split.get("index")))
+        splits[name] = SplitInfo(
+            records,
+            split["samples"],
+            _index(name, split.get("index")),
+            _polygons(name, split.get("polygons")),
+        )
     names = tuple(content["names"])
     if not all(isinstance(name, str) for name in names):
         raise TypeError("names")
@@ -130,11 +163,23 @@ def _index(split: str, content: Mapping[str, Any] | None) -> IndexRecord | None:
     if content is None:
         return None
     record = IndexRecord(**content)
-    if record.file != index_name(split) or not re.fullmatch("[0-9a-f]{32}", record.digest):
-        raise ValueError(record.file)
-    if type(record.bytes) is not int or record.bytes < 0:
-        raise TypeError(record.file)
+    _check_file(record, index_name(split), record.bytes)
     return record
+
+
+def _polygons(split: str, content: Mapping[str, Any] | None) -> PolygonsRecord | None:
+    if content is None:
+        return None
+    record = PolygonsRecord(**content)
+    _check_file(record, polygons_name(split), record.bytes, record.polygons)
+    return record
+
+
+def _check_file(record: IndexRecord | PolygonsRecord, name: str, *counts: int) -> None:
+    if record.file != name or not re.fullmatch("[0-9a-f]{32}", record.digest):
+        raise ValueError(record.file)
+    if not all(type(count) is int and count >= 0 for count in counts):
+        raise TypeError(record.file)
 
 
 def _digest(content: Mapping[str, Any]) -> str:

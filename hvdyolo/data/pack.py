@@ -10,17 +10,18 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
 from hvdyolo.data.findings import Finding
-from hvdyolo.data.format import MANIFEST_NAME
+from hvdyolo.data.format import MANIFEST_NAME, polygons_name
 from hvdyolo.data.lint import REPORT_NAME, summary, write_report
 from hvdyolo.data.manifest import Manifest, build_manifest, write_manifest
 from hvdyolo.data.pack_output import WORK, abandon_output, claim_output
 from hvdyolo.data.pack_plan import PackSettings, ShardTask, follow_plan, make_plan, plan_exists
 from hvdyolo.data.pack_shards import Progress, ShardPacker
+from hvdyolo.data.polygon_file import PolygonsRecord, join_polygons
 from hvdyolo.data.read_back import read_back
 from hvdyolo.data.sources.coco import CocoSource
 from hvdyolo.data.sources.source import Source
@@ -64,6 +65,7 @@ def main(arguments: Sequence[str], rank: int = 0, size: int = 1) -> int:
         quality=options.quality,
         shard_bytes=options.shard_mb * _BYTES_A_MIB,
         skip_unreadable=options.skip_unreadable,
+        polygons=options.polygons,
     )
     packed = pack(
         lambda: _open_source(options.source, options.root, options.names),
@@ -147,11 +149,14 @@ def _finish(
     boxes = {split: dict.fromkeys(source.names, 0) for split in source.splits}
     findings = list(source.findings)
     source_bytes = 0
+    parts: dict[str, list[PolygonsRecord]] = {split: [] for split in source.splits}
     for task in tasks:
         report = packer.await_report(task)
         records[task.split].append(report.record)
         findings += report.findings
         source_bytes += report.source_bytes
+        if report.polygons is not None:
+            parts[task.split].append(report.polygons)
         for name, count in zip(source.names, report.boxes, strict=True):
             boxes[task.split][name] += count
     images = {split: sum(record.samples for record in records[split]) for split in records}
@@ -159,10 +164,17 @@ def _finish(
         if count == 0:
             raise DataError(f"The split '{split}' is empty: none of its images can be read.")
     team.check()  # a rank may have failed at something that no shard was waited for
-    found = read_back(out, out / WORK, source.names, records)
+    work = out / WORK
+    polygons = {
+        split: join_polygons(out / polygons_name(split), work, parts[split])
+        for split in (source.splits if settings.polygons else ())
+    }
+    found = read_back(out, work, source.names, records, polygons)
     findings.sort(key=lambda finding: (finding.file, finding.line))
     write_report(out, findings, images, boxes)
-    manifest = build_manifest(found.dataset_id, source.names, records, asdict(settings), found.indexes)
+    manifest = build_manifest(
+        found.dataset_id, source.names, records, settings.of_shards(), found.indexes, polygons
+    )
     write_manifest(manifest, out)
     return Packed(manifest, tuple(findings), source_bytes)
 
@@ -182,7 +194,8 @@ def _description(packed: Packed, out: Path, seconds: float) -> Iterator[str]:
         stored += sum(record.data_bytes for record in info.shards)
         boxes = sum(record.boxes for record in info.shards)
         shards = f"{len(info.shards)} shard{'s' if len(info.shards) > 1 else ''}"
-        yield f"  {split}: {info.samples} images, {boxes} boxes, {shards}, {total / 2**20:.1f} MiB"
+        kept = f", {info.polygons.polygons} polygons" if info.polygons is not None else ""
+        yield f"  {split}: {info.samples} images, {boxes} boxes{kept}, {shards}, {total / 2**20:.1f} MiB"
     if packed.manifest.settings["max_side"] is not None and packed.source_bytes:
         saved = 1 - stored / packed.source_bytes
         yield f"  images take {saved:.0%} less than in the source"
@@ -205,12 +218,15 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--shard-mb", type=int, default=256, help="MiB of images a shard (default: 256)")
     parser.add_argument("--workers", type=int, help="decoding threads a rank (default: all its cores)")
     parser.add_argument("--names", type=lambda text: text.split(","), help="class names, comma-separated")
+    parser.add_argument("--polygons", action="store_true", help="keep them, for augment.copy_paste")
     parser.add_argument("--skip-unreadable", action="store_true", help="leave out broken images")
     options = parser.parse_args(arguments)
     for name in ("imgsz", "shard_mb", "workers"):
         value = getattr(options, name)
         if value is not None and value < 1:
             raise UsageError(f"--{name.replace('_', '-')} must be at least 1, not {value}.")
+    if options.polygons and options.source == "voc":
+        raise UsageError("--polygons: annotations of VOC have boxes alone; leave it out.")
     if not 1 <= options.quality <= 100:
         raise UsageError(f"--quality must be 1 … 100, not {options.quality}.")
     return options

@@ -17,7 +17,8 @@ from hvdyolo.data.images import (
     open_image,
     resize,
 )
-from hvdyolo.data.lint import check_boxes
+from hvdyolo.data.lint import check_boxes, check_outlines
+from hvdyolo.data.outlines import MOST_ENTRY, encode_outlines
 from hvdyolo.data.pack_plan import PackSettings
 from hvdyolo.data.sources.source import Source, SourceImage
 from hvdyolo.data.writer import Sample
@@ -28,9 +29,15 @@ _OF_THE_FILE = (errno.ENOENT, errno.EACCES, errno.EISDIR, errno.ELOOP)
 
 @dataclass(frozen=True)
 class PackedImage:
-    """What became of an image; ``sample`` is ``None`` if it is left out."""
+    """What became of an image.
+
+    Attributes:
+        sample: ``None``: it is left out.
+        polygons: the sample's entry, if they are kept (:mod:`hvdyolo.data.outlines`).
+    """
 
     sample: Sample | None
+    polygons: bytes | None
     findings: list[Finding]
     source_bytes: int
 
@@ -49,7 +56,7 @@ def pack_images(
     opened = [_open(image, settings) for image in images]
     stored = [one if isinstance(one, PackedImage) else _store(source, one, settings) for one in opened]
     return [
-        one if isinstance(one, PackedImage) else _label(source, one, sample_id)
+        one if isinstance(one, PackedImage) else _label(source, one, sample_id, settings)
         for one, sample_id in zip(stored, sample_ids, strict=True)
     ]
 
@@ -101,12 +108,12 @@ def _left_out(image: SourceImage, error: DataError, source_bytes: int, settings:
         raise DataError(
             f"{image.path} {error}; repair or remove it, or leave such images out with --skip-unreadable."
         ) from None
-    return PackedImage(None, [Finding("unreadable", str(image.path), 0, str(error))], source_bytes)
+    return PackedImage(None, None, [Finding("unreadable", str(image.path), 0, str(error))], source_bytes)
 
 
-def _label(source: Source, stored: _Stored, sample_id: int) -> PackedImage:
+def _label(source: Source, stored: _Stored, sample_id: int, settings: PackSettings) -> PackedImage:
     image = stored.image
-    labels, flags, found = check_boxes(
+    checked = check_boxes(
         image,
         source.boxes(image, stored.source_width, stored.source_height),
         stored.source_width,
@@ -119,12 +126,22 @@ def _label(source: Source, stored: _Stored, sample_id: int) -> PackedImage:
         height=stored.height,
         source_width=stored.source_width,
         source_height=stored.source_height,
-        labels=labels,
-        flags=flags,
+        labels=checked.labels,
+        flags=checked.flags,
         name=image.name,
         sample_id=sample_id,
     )
-    return PackedImage(sample, [*stored.findings, *found], stored.source_bytes)
+    findings = [*stored.findings, *checked.findings]
+    if not settings.polygons:
+        return PackedImage(sample, None, findings, stored.source_bytes)
+    outlines, found = check_outlines(image, checked.boxes)
+    entry = encode_outlines(outlines, sample_id)
+    if len(entry) > MOST_ENTRY:
+        raise DataError(
+            f"{image.annotation}: the polygons of {image.name} take {len(entry):,} bytes, and the most is "
+            f"{MOST_ENTRY:,}; draw them with fewer points."
+        )
+    return PackedImage(sample, entry, [*findings, *found], stored.source_bytes)
 
 
 def _read(image: SourceImage) -> bytes:

@@ -32,6 +32,7 @@ class PackSettings:
         shard_bytes: of images in a shard, about.
         skip_unreadable: leave out images that cannot be decoded, instead of failing.
         resampling: the rule by which images are shrunk.
+        polygons: keep them beside the shards.
     """
 
     max_side: int | None = None
@@ -39,6 +40,13 @@ class PackSettings:
     shard_bytes: int = 256 << 20
     skip_unreadable: bool = False
     resampling: str = RESAMPLING
+    polygons: bool = False
+
+    def of_shards(self) -> dict[str, Any]:
+        """As shards and manifest have them, which are the same with and without polygons beside them."""
+        values = asdict(self)
+        del values["polygons"]
+        return values
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import numpy as np
 from hvdyolo.data.findings import Finding
 from hvdyolo.data.pack_image import PackedImage, pack_images
 from hvdyolo.data.pack_plan import PackSettings, ShardTask
+from hvdyolo.data.polygon_file import PolygonsRecord, write_polygons
 from hvdyolo.data.sources.source import Source
 from hvdyolo.data.team import Team
 from hvdyolo.data.writer import ShardDescription, ShardRecord, ShardWriter
@@ -30,12 +31,14 @@ class ShardReport:
     Attributes:
         boxes: number of boxes of each class.
         source_bytes: size of its images in the source.
+        polygons: the file of them in the folder of unfinished work, if they are kept.
     """
 
     record: ShardRecord
     findings: tuple[Finding, ...]
     boxes: tuple[int, ...]
     source_bytes: int
+    polygons: PolygonsRecord | None
 
 
 class ShardPacker:
@@ -85,6 +88,7 @@ class ShardPacker:
             findings=tuple(Finding(**finding) for finding in values["findings"]),
             boxes=tuple(values["boxes"]),
             source_bytes=values["source_bytes"],
+            polygons=None if values["polygons"] is None else PolygonsRecord(**values["polygons"]),
         )
 
     def _prepare(self, task: ShardTask, decoders: ThreadPoolExecutor) -> list[PackedImage]:
@@ -105,17 +109,22 @@ class ShardPacker:
     def _write(self, task: ShardTask, images: Sequence[PackedImage]) -> None:
         names = self._source.names
         samples = [image.sample for image in images if image.sample is not None]
-        description = ShardDescription(task.split, task.number, names, asdict(self._settings))
+        description = ShardDescription(task.split, task.number, names, self._settings.of_shards())
         with ShardWriter(self._out / task.file, description, self._work) as writer:
             for sample in samples:
                 writer.add(sample)
         assert writer.record is not None
+        polygons = None
+        if self._settings.polygons:
+            entries = [image.polygons for image in images if image.polygons is not None]
+            polygons = write_polygons(self._work / f"{task.file}.polygons", self._work, entries)
         labels = np.concatenate([np.zeros(0), *(sample.labels[:, 0] for sample in samples)])
         report = ShardReport(
             record=writer.record,
             findings=tuple(finding for image in images for finding in image.findings),
             boxes=tuple(np.bincount(labels.astype(np.int64), minlength=len(names)).tolist()),
             source_bytes=sum(image.source_bytes for image in images),
+            polygons=polygons,
         )
         write_json(self._report_path(task), asdict(report))
 

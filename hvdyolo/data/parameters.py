@@ -33,6 +33,15 @@ class Partners(Protocol):
 
 
 @dataclass(frozen=True)
+class PasteDraw:
+    """That objects are pasted once more, and what their own random numbers follow from."""
+
+    probability: float
+    """Of each object that has an outline."""
+    seed: int
+
+
+@dataclass(frozen=True)
 class PictureParameters:
     """One image, or a mosaic, under a homography."""
 
@@ -41,6 +50,7 @@ class PictureParameters:
     meeting: tuple[float, float]
     """Where four meet, or the middle one of nine lies: x, y as fractions of the output size, 0.5 … 1.5."""
     homography: Homography
+    pastes: PasteDraw | None = None
 
 
 @dataclass(frozen=True)
@@ -94,16 +104,17 @@ def draw_parameters(
     share_draws = generator.random(2 * _BETA - 1)
     patch_draws = generator.random((_MOST_PATCHES, 7))
     policy_seed = int(generator.integers(1 << 63))
+    paste_seed, mixed_paste_seed = generator.integers(1 << 63, size=2).tolist()
 
     hue, saturation, value = (2 * u - 1 for u in draws[13:16])
     left_right, up_down = draws[16:18]
     mixup, mixed_in, cutout, patches = draws[26:30]
     second = None
     if mixup < settings.mixup:
-        picture = _draw_picture(settings, _drawn(partners, mixed_in), partners, mixed_draws)
+        picture = _draw_picture(settings, _drawn(partners, mixed_in), partners, mixed_draws, mixed_paste_seed)
         second = Mixup(picture, share=float(np.median(share_draws)))
     return AugmentParameters(
-        picture=_draw_picture(settings, sample, partners, draws),
+        picture=_draw_picture(settings, sample, partners, draws, paste_seed),
         mixup=second,
         policy=PolicyDraw(settings.autoaugment, policy_seed) if settings.autoaugment is not None else None,
         patches=_patches(patch_draws, patches) if cutout < settings.cutout else (),
@@ -118,7 +129,7 @@ def draw_parameters(
 
 
 def _draw_picture(
-    settings: AugmentConfig, sample: int, partners: Partners, draws: Sequence[float]
+    settings: AugmentConfig, sample: int, partners: Partners, draws: Sequence[float], paste_seed: int
 ) -> PictureParameters:
     mosaic, meeting_x, meeting_y, *chosen, place = draws[:7]
     rotation, zoom, shear_x, shear_y, centre_x, centre_y = (2 * u - 1 for u in draws[7:13])
@@ -145,6 +156,7 @@ def _draw_picture(
             perspective_x=perspective_x * settings.perspective,
             perspective_y=perspective_y * settings.perspective,
         ),
+        pastes=PasteDraw(settings.copy_paste, paste_seed) if settings.copy_paste else None,
     )
 
 

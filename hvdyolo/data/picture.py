@@ -12,8 +12,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from hvdyolo.data.copy_paste import paste_mirrored
 from hvdyolo.data.layout import canvas_side, lay_out
 from hvdyolo.data.objects import Objects
+from hvdyolo.data.outlines import Outlines
 from hvdyolo.data.parameters import PictureParameters
 from hvdyolo.data.placement import Tile, output_boxes, place_boxes
 from hvdyolo.data.render import Renderer
@@ -38,6 +40,10 @@ class ImageSource(Protocol):
         """(n, 5): class, cx, cy, w, h in 0..1 of the image."""
         ...
 
+    def outlines(self, index: int) -> Outlines:
+        """Of the n labels; asked for only where objects are to be pasted."""
+        ...
+
 
 def paint(
     source: ImageSource, parameters: PictureParameters, renderer: Renderer, output: NDArray[np.uint8]
@@ -47,13 +53,16 @@ def paint(
     view = renderer.view(parameters.homography, canvas_side(len(parameters.sources), size), size)
     canvas = renderer.canvas(view, output)
     sizes = [source.size(index) for index in parameters.sources]
+    tiles = lay_out(sizes, parameters.meeting, size, view)
     shown = []
-    for index, image_size, tile in zip(
-        parameters.sources, sizes, lay_out(sizes, parameters.meeting, size, view), strict=True
-    ):
-        if tile.visible and (image := source.image(index)) is not None:
-            renderer.draw(canvas, image, tile)
-            shown.append(_Shown(tile, image_size, source.labels(index)))
+    for place, (index, image_size, tile) in enumerate(zip(parameters.sources, sizes, tiles, strict=True)):
+        if not tile.visible or (image := source.image(index)) is None:
+            continue
+        labels = source.labels(index)
+        if parameters.pastes is not None:
+            image, labels = paste_mirrored(image, labels, source.outlines(index), parameters.pastes, place)
+        renderer.draw(canvas, image, tile)
+        shown.append(_Shown(tile, image_size, labels))
     renderer.finish(canvas, view, output)
     objects = _objects_in_view(shown)
     boxes, worth = output_boxes(objects.boxes_xyxy, view, size)

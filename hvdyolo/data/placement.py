@@ -210,8 +210,12 @@ def _span(length: int, resized: int, place: int, cell: tuple[int, int], view: Vi
     scale = view.zoom * resized / length
     offset = view.zoom * (place - view.canvas / 2) - view.origin[axis]
     shown = max(0.0, (cell[0] - place) * length / resized), min(length, (cell[1] - place) * length / resized)
-    start = max(0, math.ceil(shown[0] * scale + offset - 0.5))
-    stop = min((view.width, view.height)[axis], math.ceil(shown[1] * scale + offset - 0.5))
+    # From the edges on the canvas, which neighbours share: their own scales would round them differently.
+    left, right = (
+        math.ceil(view.zoom * (edge - view.canvas / 2) - view.origin[axis] - 0.5)
+        for edge in (max(place, cell[0]), min(place + resized, cell[1]))
+    )
+    start, stop = max(0, left), min((view.width, view.height)[axis], right)
     if start >= stop:
         return Span(start, start, 0, 0, scale, offset, shown)
     first = min(max(0, round((start - offset) / scale)), length - 1)

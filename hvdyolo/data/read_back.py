@@ -7,6 +7,7 @@ from pathlib import Path
 from hvdyolo.data.format import index_name
 from hvdyolo.data.identity import ContentDigest
 from hvdyolo.data.index_file import IndexRecord, IndexWriter
+from hvdyolo.data.polygon_file import PolygonsRecord
 from hvdyolo.data.shard import read_shard
 from hvdyolo.data.writer import ShardRecord
 
@@ -24,9 +25,15 @@ class ReadBack:
 
 
 def read_back(
-    root: Path, scratch: Path, names: Sequence[str], shards: Mapping[str, Sequence[ShardRecord]]
+    root: Path,
+    scratch: Path,
+    names: Sequence[str],
+    shards: Mapping[str, Sequence[ShardRecord]],
+    polygons: Mapping[str, PolygonsRecord] | None = None,
 ) -> ReadBack:
     """Check the shards of each split in ``root``, and write the index files there, by way of ``scratch``.
+
+    The files of ``polygons`` were compared with their digests as they were put together.
 
     Raises:
         DataError: a shard is damaged already.
@@ -42,4 +49,5 @@ def read_back(
                 index.add(shard)
         assert index.record is not None
         indexes[split] = index.record
-    return ReadBack(content.dataset_id(), indexes)
+    digests = {split: record.digest for split, record in (polygons or {}).items()}
+    return ReadBack(content.dataset_id(digests), indexes)

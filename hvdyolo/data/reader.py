@@ -24,8 +24,10 @@ from hvdyolo.data.index_file import (
     check_index,
     find_blocks,
 )
-from hvdyolo.data.manifest import SplitInfo, read_manifest
+from hvdyolo.data.manifest import SplitInfo, polygons_of, read_manifest
 from hvdyolo.data.node_file import NodeFile, Origin
+from hvdyolo.data.outlines import Outlines
+from hvdyolo.data.polygon_file import check_polygons, read_outlines
 from hvdyolo.data.shard import read_shard
 from hvdyolo.data.writer import ShardRecord
 from hvdyolo.utils.errors import DataError, StorageError, UsageError
@@ -55,13 +57,22 @@ class PackedSplit:
     Arrays that are handed out are read-only.
     """
 
-    def __init__(self, root: Path, split: str, *, verify: bool = True, shards: Path | None = None) -> None:
+    def __init__(
+        self,
+        root: Path,
+        split: str,
+        *,
+        verify: bool = True,
+        shards: Path | None = None,
+        outlines: bool = False,
+    ) -> None:
         """Args:
             verify: check each sample's checksum as it is read.
             shards: directory of the split's shards, if they are not read from ``root``.
+            outlines: they will be asked for too.
 
         Raises:
-            UsageError: there is no such dataset or split.
+            UsageError: there is no such dataset or split, or it has no outlines.
             DataError: the index or a shard is missing or damaged, or the split is empty.
             MismatchError: the dataset is of another version of the format.
         """
@@ -80,6 +91,9 @@ class PackedSplit:
         self._firsts = [block.first for block in self._blocks]
         self._samples = info.samples
         self._files: OrderedDict[str, int] = OrderedDict()
+        self._polygons = polygons_of(manifest, split, root) if outlines else None
+        if self._polygons is not None:
+            check_polygons(self._shards / self._polygons.file, self._polygons, info.samples)
 
     def __len__(self) -> int:
         return self._samples
@@ -140,6 +154,39 @@ class PackedSplit:
         block = self._block(index)
         first, last = self._run(block.label_ptr, index - block.first)
         return np.frombuffer(self._index.data, np.uint8, last - first, block.label_flags + first)
+
+    @property
+    def outlined(self) -> bool:
+        """Whether it was opened with its outlines."""
+        return self._polygons is not None
+
+    def outlines(self, index: int) -> Outlines:
+        """The outlines of the labels, of a split that was opened with them.
+
+        They are read each time: all of them would fill the memory of a worker.
+
+        Raises:
+            DamagedSampleError: they are damaged.
+            DataError: their file is missing.
+            StorageError: the file system fails.
+        """
+        assert self._polygons is not None
+        file, size = self._polygons.file, self._polygons.bytes
+        block = self._block(index)
+        first, last = self._run(block.label_ptr, index - block.first)
+        descriptor = self._files.get(file)
+        try:
+            if descriptor is None:
+                descriptor = self._open(file)
+            return read_outlines(descriptor, size, index, self.sample_id(index), last - first)
+        except ValueError:
+            raise DamagedSampleError(
+                f"{self._shards / file}: sample {index} ({self.name(index)}) is damaged; copy the file again."
+            ) from None
+        except FileNotFoundError:
+            raise DataError(f"{self._shards / file} is missing; copy it again.") from None
+        except OSError as error:
+            raise StorageError(f"cannot read {self._shards / file}: {error.strerror}.") from error
 
     def size(self, index: int) -> tuple[int, int]:
         """Height and width of the stored image, pixels."""

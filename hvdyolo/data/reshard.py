@@ -26,6 +26,7 @@ from hvdyolo.data.lint import REPORT_DATA_NAME, REPORT_NAME
 from hvdyolo.data.manifest import Manifest, SplitInfo, build_manifest, read_manifest, write_manifest
 from hvdyolo.data.pack_output import WORK, claim_output
 from hvdyolo.data.pack_plan import PLAN_NAME
+from hvdyolo.data.polygon_file import copy_polygons
 from hvdyolo.data.read_back import read_back
 from hvdyolo.data.sequential import read_images
 from hvdyolo.data.shard import Shard, read_shard
@@ -72,13 +73,16 @@ def reshard(root: Path, out: Path, shard_bytes: int) -> Manifest:
         for shard in _plan_split(_OldShards(root, info, source.names), split, shard_bytes, content)
     ]
     records = _copy(plan, out, source, settings)
-    found = read_back(out, out / WORK, source.names, records)
-    if found.dataset_id != content.dataset_id():
+    polygons = {split: info.polygons for split, info in source.splits.items() if info.polygons is not None}
+    for kept in polygons.values():
+        copy_polygons(root, kept, out, out / WORK)
+    found = read_back(out, out / WORK, source.names, records, polygons)
+    if found.dataset_id != content.dataset_id({split: kept.digest for split, kept in polygons.items()}):
         raise InternalError(f"{out} differs from what {root} held at first; remove it and start again.")
     for name in (REPORT_NAME, REPORT_DATA_NAME):
         if (root / name).is_file():
             write_atomically(out / name, (root / name).read_bytes())
-    manifest = build_manifest(source.dataset_id, source.names, records, settings, found.indexes)
+    manifest = build_manifest(source.dataset_id, source.names, records, settings, found.indexes, polygons)
     write_manifest(manifest, out)
     shutil.rmtree(out / WORK, ignore_errors=True)
     return manifest

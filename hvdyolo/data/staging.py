@@ -15,7 +15,9 @@ from pathlib import Path
 
 import xxhash
 
-from hvdyolo.data.manifest import Manifest, read_manifest
+from hvdyolo.data.manifest import Manifest, polygons_of, read_manifest
+from hvdyolo.data.node_file import Origin, read_verified
+from hvdyolo.data.polygon_file import PolygonsRecord
 from hvdyolo.data.sequential import read_images
 from hvdyolo.data.shard import read_shard
 from hvdyolo.data.writer import ShardRecord
@@ -25,26 +27,35 @@ from hvdyolo.utils.files import make_directory, storage_errors, sync_directory
 _BLOCK_BYTES = 8 << 20
 _WAIT_SECONDS = 0.1
 
+StagedRecord = ShardRecord | PolygonsRecord
+
 Beat = Callable[[], None]
 """Called whenever a copy has grown, by this process or by one that is waited for."""
 
 
-def local_shards(root: Path, splits: Sequence[str], stage: str | None, beat: Beat) -> Path:
-    """Where to read the shards of ``splits``: in ``root``, or staged."""
-    return root if stage is None else stage_shards(root, splits, Path(stage), beat)
+def local_shards(
+    root: Path, splits: Sequence[str], stage: str | None, beat: Beat, outlined: Sequence[str] = ()
+) -> Path:
+    """Where to read the shards of ``splits`` and the polygons of ``outlined``: in ``root``, or staged."""
+    return root if stage is None else stage_shards(root, splits, Path(stage), beat, outlined)
 
 
-def stage_shards(root: Path, splits: Sequence[str], stage: Path, beat: Beat) -> Path:
+def stage_shards(
+    root: Path, splits: Sequence[str], stage: Path, beat: Beat, outlined: Sequence[str] = ()
+) -> Path:
     """The directory in ``stage`` with copies of all shards of ``splits``; missing ones are made now.
 
-    Every byte is verified while it is copied: images by their checksums, all else by the shard's digest.
+    With them are the files of polygons of the splits ``outlined``. Every byte is verified while it is copied:
+    images by their checksums, all else by digests.
 
     Raises:
-        DataError: a shard in ``root`` is missing or damaged.
+        UsageError: one of ``outlined`` has no polygons.
+        DataError: a file in ``root`` is missing or damaged.
         StorageError: the copies do not fit, which is told before any is begun, or the file system fails.
     """
     manifest = read_manifest(root)
-    records = [record for split in splits for record in manifest.splits[split].shards]
+    records: list[StagedRecord] = [record for split in splits for record in manifest.splits[split].shards]
+    records += [polygons_of(manifest, split, root) for split in outlined]
     target = make_directory(stage / _directory_name(manifest))
     missing = [record for record in records if not (target / record.file).exists()]
     _check_space(target, missing)
@@ -70,7 +81,7 @@ def _directory_name(manifest: Manifest) -> str:
     return f"hvdyolo-{manifest.dataset_id}-{layout.hexdigest()}"
 
 
-def _check_space(target: Path, missing: Sequence[ShardRecord]) -> None:
+def _check_space(target: Path, missing: Sequence[StagedRecord]) -> None:
     # In this order: what another rank copies in between counts as there, and not as taken.
     free = shutil.disk_usage(target).free
     needed = sum(record.bytes - _present_bytes(target, record) for record in missing)
@@ -81,8 +92,8 @@ def _check_space(target: Path, missing: Sequence[ShardRecord]) -> None:
         )
 
 
-def _present_bytes(target: Path, record: ShardRecord) -> int:
-    """How much of a shard's copy takes up space already."""
+def _present_bytes(target: Path, record: StagedRecord) -> int:
+    """How much of a file's copy takes up space already."""
     for path in (_temporary(target, record), target / record.file):
         try:
             return min(path.stat().st_blocks * 512, record.bytes)
@@ -91,12 +102,12 @@ def _present_bytes(target: Path, record: ShardRecord) -> int:
     return 0
 
 
-def _temporary(target: Path, record: ShardRecord) -> Path:
+def _temporary(target: Path, record: StagedRecord) -> Path:
     return target / f".{record.file}.tmp"
 
 
-def _try_to_stage(root: Path, record: ShardRecord, manifest: Manifest, target: Path, beat: Beat) -> bool:
-    """Copy a shard unless another process does; whether the copy is there now."""
+def _try_to_stage(root: Path, record: StagedRecord, manifest: Manifest, target: Path, beat: Beat) -> bool:
+    """Copy a file unless another process does; whether the copy is there now."""
     path, temporary = target / record.file, _temporary(target, record)
     if path.exists():
         return True
@@ -133,7 +144,17 @@ def _is_same(path: Path, descriptor: int) -> bool:
         return False
 
 
-def _copy(root: Path, record: ShardRecord, classes: int, descriptor: int, beat: Beat) -> None:
+def _copy(root: Path, record: StagedRecord, classes: int, descriptor: int, beat: Beat) -> None:
+    if isinstance(record, ShardRecord):
+        _copy_shard(root, record, classes, descriptor, beat)
+        return
+    with open(descriptor, "wb", buffering=_BLOCK_BYTES, closefd=False) as copy:
+        for block in read_verified(Origin(root / record.file, record.bytes, record.digest)):
+            copy.write(block)
+            beat()
+
+
+def _copy_shard(root: Path, record: ShardRecord, classes: int, descriptor: int, beat: Beat) -> None:
     shard = read_shard(root, record, classes)
     digest = xxhash.xxh3_128()
     with open(descriptor, "wb", buffering=_BLOCK_BYTES, closefd=False) as copy:

@@ -16,6 +16,7 @@ from hvdyolo.data.decoding import read_pixels
 from hvdyolo.data.format import CROWD
 from hvdyolo.data.opencv import mirror, scale_colours
 from hvdyolo.data.order import RECENT, BatchPlan, SlotEntry
+from hvdyolo.data.outlines import Outlines
 from hvdyolo.data.parameters import draw_parameters
 from hvdyolo.data.random import Purpose, sample_generator
 from hvdyolo.data.reader import DamagedSampleError, PackedSplit
@@ -114,9 +115,24 @@ class _TrainImages:
         return image
 
     def labels(self, index: int) -> Labels:
-        # A crowd is a region, not an object: nothing to learn a box from.
-        labels, crowds = self.split.labels(index), self.split.flags(index) & CROWD
-        return labels[crowds == 0] if crowds.any() else labels
+        labels, are_objects = self.split.labels(index), self._are_objects(index)
+        return labels if are_objects.all() else labels[are_objects]
+
+    def outlines(self, index: int) -> Outlines:
+        are_objects = self._are_objects(index)
+        try:
+            outlines = self.split.outlines(index)
+        except DamagedSampleError as error:
+            if self.policy == "raise":
+                raise
+            self.damaged[index] = str(error)
+            return [()] * int(are_objects.sum())
+        return [outline for outline, is_object in zip(outlines, are_objects, strict=True) if is_object]
+
+    def _are_objects(self, index: int) -> NDArray[np.bool_]:
+        """(n,): a crowd is a region, not an object: nothing to learn a box from."""
+        are_objects: NDArray[np.bool_] = self.split.flags(index) & CROWD == 0
+        return are_objects
 
 
 @dataclass(frozen=True)

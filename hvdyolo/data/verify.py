@@ -4,12 +4,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import xxhash
 from xxhash import xxh3_64_intdigest
 
-from hvdyolo.data.index_file import block_of
+from hvdyolo.data.index_file import IndexRecord, block_of
 from hvdyolo.data.manifest import Manifest, SplitInfo, read_manifest
 from hvdyolo.data.node_file import Origin, read_verified
+from hvdyolo.data.polygon_file import PolygonsRecord, check_polygons, read_outlines
 from hvdyolo.data.shard import Shard, read_shard
 from hvdyolo.data.writer import ShardRecord
 from hvdyolo.utils.errors import DataError, StorageError
@@ -48,7 +50,7 @@ def verify_packed(root: Path) -> Verified:
 
 @dataclass(frozen=True)
 class Problem:
-    """A shard or index file, or a sample in it, that is not what was packed."""
+    """A file, or a sample in it, that is not what was packed."""
 
     file: str
     text: str
@@ -73,17 +75,63 @@ def _find_in_split(root: Path, info: SplitInfo, classes: int) -> Iterator[Proble
         else:
             blocks.update(block_of(shard))
             yield from _find_in_samples(shard, record)
-    if info.index is None:
-        return
-    path = root / info.index.file
+    if info.index is not None:
+        yield from _find_in_index(root, info.index, blocks.hexdigest() if sound else None)
+    if info.polygons is not None:
+        yield from _find_in_polygons(root, info, info.polygons, classes if sound else None)
+
+
+def _find_in_index(root: Path, record: IndexRecord, of_shards: str | None) -> Iterator[Problem]:
+    """``of_shards``: digest of what the shards say, if they are sound."""
+    path = root / record.file
+    damage = _damage(path, record)
+    if damage is not None:
+        yield Problem(record.file, damage)
+    elif of_shards not in (None, record.digest):
+        yield Problem(record.file, f"{path} is not the index of these shards; pack the data again")
+
+
+def _find_in_polygons(
+    root: Path, info: SplitInfo, record: PolygonsRecord, classes: int | None
+) -> Iterator[Problem]:
+    """``classes``: how many there are, if the shards are sound."""
+    path = root / record.file
+    damage = _damage(path, record)
+    if damage is not None:
+        yield Problem(record.file, damage)
+    elif classes is not None and not _are_polygons_of(root, info, record, classes):
+        yield Problem(record.file, f"{path} is not of these shards; pack the data again")
+
+
+def _are_polygons_of(root: Path, info: SplitInfo, record: PolygonsRecord, classes: int) -> bool:
+    """Whether each sample of some shards has its entry in a sound file, and none has more."""
+    path = root / record.file
+    found = place = 0
     try:
-        for _ in read_verified(Origin(path, info.index.bytes, info.index.digest)):
+        check_polygons(path, record, info.samples)
+        with open(path, "rb") as stream:
+            for shard_record in info.shards:
+                shard = read_shard(root, shard_record, classes)
+                labels = np.diff(shard.label_ptr).tolist()
+                for sample_id, count in zip(shard.sample_ids.tolist(), labels, strict=True):
+                    outlines = read_outlines(stream.fileno(), record.bytes, place, sample_id, count)
+                    found += sum(map(len, outlines))
+                    place += 1
+    except (DataError, ValueError):
+        return False
+    except OSError as error:
+        raise StorageError(f"cannot read {path}: {error.strerror}.") from error
+    return found == record.polygons
+
+
+def _damage(path: Path, record: IndexRecord | PolygonsRecord) -> str | None:
+    """What is wrong with the bytes of a file beside the shards."""
+    try:
+        for _ in read_verified(Origin(path, record.bytes, record.digest)):
             pass
     except DataError as error:
-        yield Problem(info.index.file, str(error))
-    else:
-        if sound and blocks.hexdigest() != info.index.digest:
-            yield Problem(info.index.file, f"{path} is not the index of these shards; pack the data again")
+        return str(error)
+    return None
 
 
 def _find_in_samples(shard: Shard, record: ShardRecord) -> Iterator[Problem]:

@@ -38,7 +38,12 @@ def main(arguments: Sequence[str]) -> int:
         )
     check_packages(config.augment)
     make_directory(options.out)
-    split = PackedSplit(options.path, options.split, verify=config.loader.verify)
+    split = PackedSplit(
+        options.path,
+        options.split,
+        verify=config.loader.verify,
+        outlines=config.augment.copy_paste > 0,
+    )
     for path in draw_inputs(config, split, options.count, options.out, options.split):
         sys.stdout.write(f"{path}\n")
     return 0

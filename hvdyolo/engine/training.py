@@ -95,8 +95,10 @@ def check(config: Config, data: Path, stage: str | None, job: Job) -> Inputs:
         raise UsageError(f"model.weights: there is no file {config.model.weights}.")
     check_parts(config, model)
     check_packages(config.augment)
-    shards = local_shards(data, ("train", "val"), stage, lambda: job.beacon.beat("stage", 0))
-    training = PackedSplit(data, "train", verify=config.loader.verify, shards=shards)
+    outlines = config.augment.copy_paste > 0
+    outlined = ("train",) if outlines else ()
+    shards = local_shards(data, ("train", "val"), stage, lambda: job.beacon.beat("stage", 0), outlined)
+    training = PackedSplit(data, "train", verify=config.loader.verify, shards=shards, outlines=outlines)
     validation = PackedSplit(data, "val", verify=config.loader.verify, shards=shards)
     return Inputs(training, validation, build_plan(config, len(training)))
 

@@ -12,6 +12,7 @@ from hvdyolo.data.sources.source import (
     SPLITS,
     SourceBox,
     SourceImage,
+    SourceOutline,
     checked_names,
     repeated_images,
 )
@@ -73,7 +74,11 @@ class CocoSource:
                 flags = CROWD * bool(row.get("iscrowd", 0))
             except (KeyError, TypeError, ValueError):
                 raise DataError(f"{image.annotation}: {note} has no bbox of four numbers.") from None
-            boxes.append(SourceBox.from_corners(0, label, (x, y, x + w, y + h), (width, height), flags, note))
+            corners = x, y, x + w, y + h
+            # Empty lists stand for none in sets of boxes.
+            polygons = row.get("segmentation")
+            outline = SourceOutline(polygons, width, height) if polygons else None
+            boxes.append(SourceBox.from_corners(0, label, corners, (width, height), flags, note, outline))
         return boxes
 
     def _images(self, root: Path, split: str, content: "_Content") -> list[SourceImage]:

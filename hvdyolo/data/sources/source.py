@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from hvdyolo.data.findings import Finding
 from hvdyolo.utils.errors import DataError, UsageError
@@ -30,6 +30,20 @@ class SourceImage:
 
 
 @dataclass(frozen=True)
+class SourceOutline:
+    """An object's outline as its source has it, not looked at before it is asked for: few datasets keep it.
+
+    Attributes:
+        polygons: lists of x1, y1, x2, y2 …; anything else is no polygons but a mask of pixels.
+        width, height: of the image, in the unit of these.
+    """
+
+    polygons: Any
+    width: float = 1.0
+    height: float = 1.0
+
+
+@dataclass(frozen=True)
 class SourceBox:
     """A box as its source has it, not yet checked.
 
@@ -38,6 +52,7 @@ class SourceBox:
         cx, cy, width, height: as fractions of the image; may lie outside 0..1.
         flags: bits of :mod:`hvdyolo.data.format`.
         note: which box it is, where no line tells.
+        outline: ``None``: there is the box alone.
     """
 
     line: int
@@ -48,6 +63,7 @@ class SourceBox:
     height: float
     flags: int = 0
     note: str = ""
+    outline: SourceOutline | None = None
 
     @classmethod
     def from_corners(
@@ -58,6 +74,7 @@ class SourceBox:
         size: tuple[int, int],
         flags: int = 0,
         note: str = "",
+        outline: SourceOutline | None = None,
     ) -> "SourceBox":
         """From corners in pixels of an image of ``size`` width, height."""
         x1, y1, x2, y2 = xyxy
@@ -71,6 +88,7 @@ class SourceBox:
             (y2 - y1) / height,
             flags,
             note,
+            outline,
         )
 
 

@@ -14,6 +14,7 @@ from hvdyolo.data.sources.source import (
     SPLITS,
     SourceBox,
     SourceImage,
+    SourceOutline,
     checked_names,
     image_files,
     repeated_images,
@@ -94,10 +95,9 @@ class YoloSource:
             raise DataError(
                 f"{where}: labels must be fractions of the image in 0..1, and {wild[0]:g} looks like pixels."
             )
-        if len(numbers) > 4:
-            numbers = _polygon_box(numbers)
-        cx, cy, width, height = numbers
-        return SourceBox(line, label, cx, cy, width, height)
+        outline = SourceOutline([numbers]) if len(numbers) > 4 else None
+        cx, cy, width, height = _polygon_box(numbers) if outline is not None else numbers
+        return SourceBox(line, label, cx, cy, width, height, outline=outline)
 
 
 def _polygon_box(points: list[float]) -> list[float]:

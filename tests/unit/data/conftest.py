@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hvdyolo.data.format import index_name
+from hvdyolo.data.format import index_name, polygons_name
 from hvdyolo.data.manifest import build_manifest, write_manifest
+from hvdyolo.data.outlines import Outlines, encode_outlines
+from hvdyolo.data.polygon_file import write_polygons
 from hvdyolo.data.read_back import read_back
 from hvdyolo.data.writer import Sample, ShardDescription, ShardRecord, ShardWriter
 
@@ -63,6 +65,17 @@ def samples(encode: Callable[..., bytes]) -> Callable[[int], list[Sample]]:
     return build
 
 
+def outlined(sample: Sample) -> tuple[Sample, Outlines]:
+    """The sample with its boxes left of the middle, and a rhombus in each but every third of them."""
+    labels = sample.labels * (1, 0.6, 1, 1, 1)
+    rhombus = np.array([[0, -0.5], [0.5, 0], [0, 0.5], [-0.5, 0]])
+    outlines = [
+        [(box[:2] + rhombus * box[2:]).astype(np.float32)] if row % 3 != 2 else []
+        for row, box in enumerate(labels[:, 1:])
+    ]
+    return replace(sample, labels=labels.astype(np.float32)), outlines
+
+
 @dataclass(frozen=True)
 class Packed:
     """A packed dataset and the samples that went into its split ``train``, in order."""
@@ -70,6 +83,7 @@ class Packed:
     root: Path
     samples: list[Sample]
     records: list[ShardRecord]
+    outlines: list[Outlines]
 
 
 def write_shard(root: Path, name: str, samples: Sequence[Sample], number: int = 0) -> ShardRecord:
@@ -84,12 +98,22 @@ def write_shard(root: Path, name: str, samples: Sequence[Sample], number: int = 
 
 @pytest.fixture
 def packed(tmp_path: Path, samples: Callable[..., list[Sample]]) -> Callable[..., Packed]:
-    """Write a dataset of some shards with a few samples each; without index files, as it was done once."""
+    """Write a dataset of some shards with a few samples each.
 
-    def build(shards: int = 1, each: int = 5, index: bool = True) -> Packed:
+    Without index files, as it was done once; with polygons, in which case boxes are elsewhere.
+    """
+
+    def build(shards: int = 1, each: int = 5, index: bool = True, polygons: bool = False) -> Packed:
         root = tmp_path / "packed"
         root.mkdir()
         everything = samples(shards * each)
+        outlines: list[Outlines] = []
+        kept = {}
+        if polygons:
+            pairs = list(map(outlined, everything))
+            everything, outlines = [sample for sample, _ in pairs], [outlines for _, outlines in pairs]
+            entries = [encode_outlines(found, sample.sample_id) for sample, found in pairs]
+            kept["train"] = write_polygons(root / polygons_name("train"), root, entries)
         records = [
             write_shard(
                 root,
@@ -99,12 +123,14 @@ def packed(tmp_path: Path, samples: Callable[..., list[Sample]]) -> Callable[...
             )
             for number in range(shards)
         ]
-        found = read_back(root, root, NAMES, {"train": records})
+        found = read_back(root, root, NAMES, {"train": records}, kept)
         settings = {"max_side": None}
         indexes = found.indexes if index else {}
         if not index:
             (root / index_name("train")).unlink()
-        write_manifest(build_manifest(found.dataset_id, NAMES, {"train": records}, settings, indexes), root)
-        return Packed(root, everything, records)
+        write_manifest(
+            build_manifest(found.dataset_id, NAMES, {"train": records}, settings, indexes, kept), root
+        )
+        return Packed(root, everything, records, outlines)
 
     return build

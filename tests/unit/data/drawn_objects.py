@@ -56,6 +56,13 @@ class DrawnImages:
         ]
         return np.array([row], dtype=np.float32)
 
+    def outlines(self, index: int) -> list[list[np.ndarray]]:
+        """The rectangle itself."""
+        height, width = self.size(index)
+        left, top, right, bottom = self.box(index)
+        corners = np.array([[left, top], [right, top], [right, bottom], [left, bottom]])
+        return [[(corners / (width, height)).astype(np.float32)]]
+
 
 def picture(
     sources: tuple[int, ...], meeting: tuple[float, float] = (1.0, 1.0), **homography: float

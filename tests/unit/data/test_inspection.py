@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hvdyolo.data.draw import draw_detections
+from hvdyolo.data.draw import draw_detections, draw_outlines
 from hvdyolo.data.inspection import main
 from hvdyolo.utils.errors import UsageError
 
@@ -32,6 +32,24 @@ def test_one_shard_is_described_alone(packed: Build, capsys: pytest.CaptureFixtu
     counts = {line.split()[0]: line.split()[1] for line in told.splitlines() if line.startswith("    ")}
     assert counts == {"cat": "3", "dog": "2", "emu": "1"}
     assert "marked: 2 crowd, 1 difficult\n" in told  # flags count up from 0 in each sample
+
+
+def test_outlines_are_counted_and_drawn(
+    packed: Build, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = packed(shards=2, each=4, polygons=True)
+    main([str(data.root), "--samples", "2", "--out", str(tmp_path / "pictures")])
+    # Of 0, 1, 2, 3 boxes, twice, the third has none.
+    assert "  outlines: 10 objects, 10 polygons of 40 points\n" in capsys.readouterr().out
+    assert len(list((tmp_path / "pictures").iterdir())) == 2
+    image = np.zeros((40, 80, 3), dtype=np.uint8)
+    square = np.array([[0.25, 0.25], [0.5, 0.25], [0.5, 0.5], [0.25, 0.5]], dtype=np.float32)
+    drawn = draw_outlines(image, [[], [square]], np.array([1, 0])).any(2)
+    expected = np.zeros((40, 80), dtype=bool)
+    expected[10:21, 20:41] = True
+    expected[11:20, 21:40] = False
+    np.testing.assert_array_equal(drawn, expected)
+    assert not image.any()
 
 
 def test_pictures_show_the_boxes(synthetic: Path, tmp_path: Path) -> None:

@@ -13,10 +13,11 @@ WIDTH, HEIGHT = 200, 100
 
 
 def check(*boxes: SourceBox) -> tuple[list[list[float]], list[tuple[str, int, str]]]:
-    labels, flags, findings = check_boxes(IMAGE, boxes, WIDTH, HEIGHT)
-    assert labels.dtype == np.float32
-    assert labels.shape == (len(flags), 5)
-    return labels.tolist(), [(finding.kind, finding.line, finding.detail) for finding in findings]
+    checked = check_boxes(IMAGE, boxes, WIDTH, HEIGHT)
+    assert checked.labels.dtype == np.float32
+    assert checked.labels.shape == (len(checked.flags), 5) == (len(checked.boxes), 5)
+    told = [(finding.kind, finding.line, finding.detail) for finding in checked.findings]
+    return checked.labels.tolist(), told
 
 
 def test_a_good_box_is_kept_as_it_is() -> None:
@@ -84,14 +85,15 @@ def test_flags_stay_with_their_boxes() -> None:
         SourceBox(2, 0, 0.5, 0.5, 0.0, 0.5, flags=2),
         SourceBox(3, 0, 0.5, 0.5, 0.25, 0.5, flags=4),
     ]
-    _, flags, _ = check_boxes(IMAGE, boxes, WIDTH, HEIGHT)
-    assert flags.tolist() == [1, 4]
+    checked = check_boxes(IMAGE, boxes, WIDTH, HEIGHT)
+    assert checked.flags.tolist() == [1, 4]
+    assert checked.boxes == [boxes[0], boxes[2]]
 
 
 def test_background_is_told_apart_from_a_lost_label_file() -> None:
     assert check() == ([], [("unlabelled", 0, "no boxes")])
-    _, _, findings = check_boxes(SourceImage(Path("a.jpg"), "a.jpg", None), [], WIDTH, HEIGHT)
-    assert [finding.kind for finding in findings] == ["missing"]
+    checked = check_boxes(SourceImage(Path("a.jpg"), "a.jpg", None), [], WIDTH, HEIGHT)
+    assert [finding.kind for finding in checked.findings] == ["missing"]
 
 
 def test_the_report_is_for_programs_and_for_people(tmp_path: Path) -> None:

@@ -14,10 +14,12 @@ from PIL import Image
 from hvdyolo.data import pack as pack_module
 from hvdyolo.data.images import decode
 from hvdyolo.data.manifest import read_manifest
+from hvdyolo.data.outlines import Outlines
 from hvdyolo.data.pack import main
 from hvdyolo.data.pack_shards import ShardPacker
 from hvdyolo.data.reader import PackedSplit
 from hvdyolo.data.synth import write_dataset
+from hvdyolo.data.verify import verify_packed
 from hvdyolo.utils.errors import (
     DataError,
     InternalError,
@@ -51,6 +53,12 @@ def folder(tmp_path: Path, encode: Callable[..., bytes]) -> Callable[..., Path]:
 
 def pack(root: Path, out: Path, *more: object, rank: int = 0, size: int = 1, source: str = "yolo") -> int:
     return main(["--source", source, "--root", str(root), "--out", str(out), *map(str, more)], rank, size)
+
+
+def draw_polygons(root: Path) -> None:
+    """Give every second image of a folder a triangle and another box."""
+    for path in sorted(root.glob("labels/*/*.txt"))[1::2]:
+        path.write_text("1 0.25 0.125 0.75 0.25 0.5 0.875\n0 0.5 0.5 0.25 0.125\n")
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -122,16 +130,20 @@ def in_threads(*calls: Callable[[], Any]) -> list[Any]:
 
 
 @pytest.mark.usefixtures("many_shards")
-@pytest.mark.parametrize(("size", "workers"), [(1, 4), (2, 1), (3, 2), (40, 1)])
+@pytest.mark.parametrize(
+    ("size", "workers", "more"),
+    [(1, 4, ()), (2, 1, ()), (3, 2, ()), (40, 1, ()), (1, 3, ("--polygons",)), (3, 2, ("--polygons",))],
+)
 def test_any_number_of_ranks_and_workers_writes_the_same_bytes(
-    folder: Callable[..., Path], tmp_path: Path, size: int, workers: int
+    folder: Callable[..., Path], tmp_path: Path, size: int, workers: int, more: tuple[str, ...]
 ) -> None:
     root = folder(train=40, val=12)
-    pack(root, tmp_path / "one", "--shard-mb", 1, "--workers", 1)
+    draw_polygons(root)
+    pack(root, tmp_path / "one", "--shard-mb", 1, "--workers", 1, *more)
     assert len(list((tmp_path / "one").glob("train-*.h5"))) > 5
     ranks = [
         lambda rank=rank: pack(
-            root, tmp_path / "many", "--shard-mb", 1, "--workers", workers, rank=rank, size=size
+            root, tmp_path / "many", "--shard-mb", 1, "--workers", workers, *more, rank=rank, size=size
         )
         for rank in range(size)
     ]
@@ -149,12 +161,88 @@ def test_shards_are_of_about_the_size_asked_for(folder: Callable[..., Path], tmp
     assert all(abs(shard.data_bytes - (20 << 10)) < 8 << 10 for shard in shards)
 
 
+def as_lists(outlines: Outlines) -> list[list[list[list[float]]]]:
+    return [[polygon.tolist() for polygon in outline] for outline in outlines]
+
+
 @pytest.mark.usefixtures("many_shards")
+def test_polygons_are_kept_beside_the_same_shards(
+    folder: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of images that are shrunk too, and whatever is left out before them."""
+    root = folder(train=20, val=4)
+    draw_polygons(root)
+    (root / "images/train/003.jpg").write_text("no image")
+    words = "--shard-mb", 1, "--imgsz", 32, "--skip-unreadable"
+    pack(root, tmp_path / "without", *words)
+    assert " polygons" not in capsys.readouterr().out
+    assert '"polygons"' not in (tmp_path / "without/manifest.json").read_text()
+    pack(root, tmp_path / "with", *words, "--polygons")
+    assert "train: 19 images, 28 boxes, 9 polygons" in capsys.readouterr().out
+    before, after = contents(tmp_path / "without"), contents(tmp_path / "with")
+    assert after.keys() - before.keys() == {"train.polygons", "val.polygons"}
+    assert {name for name in before if before[name] != after[name]} == {"manifest.json"}
+    split = PackedSplit(tmp_path / "with", "train", outlines=True)
+    for index in range(19):
+        triangle = [[0.25, 0.125], [0.75, 0.25], [0.5, 0.875]]
+        wanted = [[triangle], []] if split.sample_id(index) % 2 else [[]]
+        assert as_lists(split.outlines(index)) == wanted
+    verify_packed(tmp_path / "with")
+
+
+def test_of_coco_polygons_are_kept_and_masks_are_counted(
+    tmp_path: Path, encode: Callable[..., bytes], capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "coco"
+    for folder in ("annotations", "train"):
+        (root / folder).mkdir(parents=True)
+    (root / "train/a.png").write_bytes(encode(np.zeros((50, 100, 3), np.uint8)))
+    triangle, square = [10, 10, 30, 10, 10, 30], [50, 20, 90, 20, 90, 40, 50, 40]
+    segmentations = [
+        [triangle, square],
+        {"counts": [5, 3], "size": [50, 100]},  # the mask of a crowd
+        [],
+        {"counts": "abc", "size": [50, 100]},  # an object's
+        [triangle[:4], triangle, [1, 2, 3], [5, 5, 6, float("nan"), 7, 7], "x", [900, 0, 1, 1, 2, 2]],
+        None,
+    ]
+    rows = [
+        {"id": number, "image_id": 1, "category_id": 1, "bbox": [number, 5, 50, 40], "iscrowd": number == 1}
+        | ({} if segmentation is None else {"segmentation": segmentation})
+        for number, segmentation in enumerate(segmentations)
+    ]
+    content = {
+        "images": [{"id": 1, "file_name": "a.png", "width": 100, "height": 50}],
+        "annotations": rows,
+        "categories": [{"id": 1, "name": "cat"}],
+    }
+    (root / "annotations/instances_train.json").write_text(json.dumps(content))
+    assert pack(root, tmp_path / "out", "--polygons", source="coco") == 0
+    told = capsys.readouterr().out
+    assert "6 boxes, 3 polygons" in told
+    assert "     2  outlines given as a mask of pixels (RLE)" in told
+    assert "     5  polygons of fewer than three points" in told
+    assert "polygon: annotation 4 of a.png: of 4 numbers" in told
+    split = PackedSplit(tmp_path / "out", "train", outlines=True)
+    kept = [np.reshape(points, (-1, 2)) / (100, 50) for points in (triangle, square)]
+    found = split.outlines(0)
+    assert [len(outline) for outline in found] == [2, 0, 0, 0, 1, 0]
+    np.testing.assert_allclose(found[0][0], kept[0], atol=1e-7)
+    np.testing.assert_allclose(found[0][1], kept[1], atol=1e-7)
+    np.testing.assert_allclose(found[4][0], kept[0], atol=1e-7)
+    # What is asked for polygons alone is not told where they are not kept.
+    assert pack(root, tmp_path / "boxes", source="coco") == 0
+    assert "nothing found" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("many_shards")
+@pytest.mark.parametrize("more", [(), ("--polygons",)])
 def test_an_interrupted_packing_looks_unfinished_and_goes_on(
-    folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: tuple[str, ...]
 ) -> None:
     root = folder(train=40)
-    pack(root, tmp_path / "whole", "--shard-mb", 1)
+    draw_polygons(root)
+    pack(root, tmp_path / "whole", "--shard-mb", 1, *more)
     packed: list[str] = []
     prepare = ShardPacker._prepare
 
@@ -166,18 +254,18 @@ def test_an_interrupted_packing_looks_unfinished_and_goes_on(
 
     monkeypatch.setattr(ShardPacker, "_prepare", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        pack(root, tmp_path / "out", "--shard-mb", 1)
+        pack(root, tmp_path / "out", "--shard-mb", 1, *more)
     with pytest.raises(UsageError, match="not a packed dataset"):
         read_manifest(tmp_path / "out")
     first = packed.copy()
     packed.append("so that it is not interrupted again")
-    assert pack(root, tmp_path / "out", "--shard-mb", 1) == 0
+    assert pack(root, tmp_path / "out", "--shard-mb", 1, *more) == 0
     assert not set(first) & set(packed[4:])
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
 @pytest.mark.usefixtures("many_shards")
-@pytest.mark.parametrize("change", [("--quality", 50, "--imgsz", 32), ()])
+@pytest.mark.parametrize("change", [("--quality", 50, "--imgsz", 32), ("--polygons",), ()])
 def test_an_unfinished_packing_of_something_else_is_refused(
     folder: Callable[..., Path], tmp_path: Path, change: tuple[object, ...]
 ) -> None:
@@ -431,6 +519,7 @@ def test_a_drawn_dataset_is_packed_as_it_was_drawn(drawn: Path, synthetic: Path)
         (["--shards", 3], "unrecognized arguments: --shards 3"),
         (["--source", "pascal"], "invalid choice: 'pascal'"),
         (["--names", "cat,cat"], "'cat' twice"),
+        (["--source", "voc", "--polygons"], "--polygons: annotations of VOC have boxes alone"),
         (["--names", ""], "empty class name"),
     ],
 )

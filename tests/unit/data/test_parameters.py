@@ -18,6 +18,7 @@ STRONG = AugmentConfig(
     shear=5.0,
     perspective=0.1,
     mixup=0.5,
+    copy_paste=0.5,
     cutout=0.5,
     flip_up_down=0.5,
     autoaugment="v0",
@@ -47,6 +48,7 @@ TOUCHES = {
     "shear": ({"shear": 6.0}, "shear_x shear_y"),
     "perspective": ({"perspective": 0.2}, "perspective_x perspective_y"),
     "mixup": ({"mixup": 1.0}, "mixup"),
+    "copy_paste": ({"copy_paste": 1.0}, "pastes"),
     "autoaugment": ({"autoaugment": "v2"}, "policy"),
     "cutout": ({"cutout": 1.0}, "patches"),
     "flip_up_down": ({"flip_up_down": 1.0}, "flip_up_down"),
@@ -92,6 +94,7 @@ def test_by_default_there_is_only_what_the_low_preset_has() -> None:
         drawn = draw(AugmentConfig(), position)
         assert len(drawn.picture.sources) == 4
         assert (drawn.mixup, drawn.policy, drawn.patches, drawn.flip_up_down) == (None, None, (), False)
+        assert drawn.picture.pastes is None
         homography = drawn.picture.homography
         assert homography.scales_only
         assert 0.5 <= homography.zoom <= 1.5
@@ -135,6 +138,19 @@ def test_what_is_mixed_in_is_another_picture_drawn_alike() -> None:
     # Beta(32, 32): mean 1/2, variance 1/4/65.
     assert np.mean(shares) == pytest.approx(0.5, abs=0.006)
     assert np.std(shares) == pytest.approx(np.sqrt(1 / 4 / 65), rel=0.08)
+
+
+def test_what_is_pasted_is_drawn_anew_for_every_picture() -> None:
+    drawn = [draw(AugmentConfig(mixup=1.0, copy_paste=0.3), position) for position in range(20)]
+    pastes = [paste for one in drawn for paste in (one.picture.pastes, one.mixup.picture.pastes)]
+    assert {paste.probability for paste in pastes} == {0.3}
+    assert len({paste.seed for paste in pastes}) == 40
+    # After what was drawn before there were any.
+    generator = sample_generator(3, 0, 7, Purpose.AUGMENTATION)
+    generator.random(30 + 30 + 63 + 8 * 7)
+    generator.integers(1 << 63)
+    seeds = generator.integers(1 << 63, size=2).tolist()
+    assert [paste.seed for paste in pastes[14:16]] == seeds
 
 
 def test_patches_are_one_to_eight_of_any_place_size_and_colour() -> None:

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from hvdyolo.data.layout import canvas_side, lay_out
@@ -212,6 +212,9 @@ def test_what_is_behind_the_horizon_has_no_size() -> None:
     st.tuples(st.floats(0.5, 1.499), st.floats(0.5, 1.499)),
     st.floats(0.4, 2),
 )
+@example(
+    [(10, 10), (10, 10), (10, 15), *[(10, 10)] * 6], 9, (1.0, 1.109375), 0.7
+)  # an edge on a pixel's centre
 def test_tiles_do_not_overlap(
     sizes: list[tuple[int, int]], count: int, meeting: tuple[float, float], zoom: float
 ) -> None:

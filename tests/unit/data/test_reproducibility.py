@@ -30,6 +30,7 @@ AUGMENT = AugmentConfig(
     shear=3.0,
     perspective=0.1,
     mixup=0.4,
+    copy_paste=0.7,
     cutout=0.3,
     autoaugment="v1",
     flip_up_down=0.5,
@@ -142,7 +143,7 @@ THOROUGHLY = ["exact order", "cached in block order"]
 @pytest.fixture
 def stream(packed: Callable[..., Any], request: pytest.FixtureRequest) -> Stream:
     # 10 batches an epoch; 6 slots of the last only fill it.
-    split = PackedSplit(packed(shards=2, each=37).root, "train")
+    split = PackedSplit(packed(shards=2, each=37, polygons=True).root, "train", outlines=True)
     order, augment = STREAMS[request.param]
     plan = BatchPlan(len(split), BATCH, seed=11, order=order, partners=augment.partners)
     return Stream(split, plan, augment)

@@ -74,6 +74,7 @@ def test_pictures_are_the_inputs_of_training(
         (["--augment.mixup", "2"], r"'augment\.mixup' must be 0 … 1"),
         (["--augment.mixop", "1"], "did you mean"),
         (["--loader.image_size", "100"], "multiple of 32"),
+        (["--augment.copy_paste", "0.5"], "'train' of .* was packed without --polygons"),
     ],
 )
 def test_wrong_words_are_told(synthetic: Path, tmp_path: Path, words: list[str], says: str) -> None:
