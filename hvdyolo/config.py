@@ -69,7 +69,7 @@ class AugmentConfig:
     """Probability that a second sample is blended in, with a share drawn from Beta(32, 32)."""
     copy_paste: float = 0.0
     """Probability of each object with polygons to be pasted once more, mirrored in its image, where that
-    leaves 70 % of every box uncovered. The data must be packed with `--polygons`."""
+    leaves more than 70 % of every box uncovered. The data must be packed with `--polygons`."""
     autoaugment: Literal["v0", "v1", "v2", "v3"] | None = None
     """Policy of AutoAugment for detection (arXiv 1906.11172)."""
     cutout: float = 0.0

@@ -28,6 +28,7 @@ _BLOCK_BYTES = 8 << 20
 _WAIT_SECONDS = 0.1
 
 StagedRecord = ShardRecord | PolygonsRecord
+"""What the manifest says about a file that is copied."""
 
 Beat = Callable[[], None]
 """Called whenever a copy has grown, by this process or by one that is waited for."""

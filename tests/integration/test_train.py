@@ -190,6 +190,7 @@ MISTAKES = [
     (["--config", "dem"], 2, "did you mean 'demo'?"),
     (["--train.batch", "1"], 2, "train.batch is 1, too few for 2 ranks"),
     (["--loader.image_size", "100"], 2, "multiple of 32"),
+    (["--augment.copy_paste", "0.5"], 2, "was packed without --polygons"),
     (["--model.description", "yolov5q"], 2, "yolov5q"),
     (["--model.weights", "/nowhere.safetensors"], 2, "/nowhere.safetensors"),
     (["--model.freeze", "spine"], 2, "model.freeze: 'spine' selects no parameter"),
