@@ -1,6 +1,7 @@
 """One optimizer step: the size the network sees, and the precision it works in."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import pytest
@@ -25,7 +26,7 @@ def build_learner(precision: Literal["fp32", "bf16"] = "fp32") -> Learner:
     torch.manual_seed(0)
     model = build_model("yolov5n", 2)
     settings = OptimizerConfig(nominal_batch=2, warmup_epochs=0.0)
-    optimizer = build_optimizer(model, 0.01, 0.9, 0.0)
+    optimizer = build_optimizer(model, replace(settings, weight_decay=0.0))
     return Learner(
         model=model,
         average=MovingAverage(model, 0.9, 10),
@@ -72,9 +73,11 @@ def test_the_network_sees_the_size_of_the_step(monkeypatch: pytest.MonkeyPatch) 
     seen = []
     loss = module.detection_loss
 
-    def watch(levels: Any, targets: Any, weights: Any, counts: Any, gains: Any, image_size: int) -> Any:
+    def watch(
+        levels: Any, targets: Any, weights: Any, counts: Any, gains: Any, image_size: int, *more: Any
+    ) -> Any:
         seen.append(([level.shape[2] for level in levels], image_size))
-        return loss(levels, targets, weights, counts, gains, image_size)
+        return loss(levels, targets, weights, counts, gains, image_size, *more)
 
     monkeypatch.setattr(module, "detection_loss", watch)
     assert all(torch.isfinite(losses).all() for losses in take_steps(build_learner(), [96, 32]))
