@@ -31,8 +31,9 @@ def class_weights(setting: str | None, counts: NDArray[np.int64]) -> Tensor | No
     if setting in _RULES:
         weights = np.ones(len(counts))
         there = counts > 0
-        weights[there] = counts[there] ** -_RULES[setting]
-        weights[there] /= weights[there].mean()
+        if there.any():
+            powers = counts[there] ** -_RULES[setting]
+            weights[there] = powers / powers.mean()
     else:
         weights = np.array(_read_numbers(setting, len(counts)))
         weights /= weights.mean()

@@ -188,6 +188,7 @@ MISTAKES = [
     (["--optimizer.lrr", "1"], 2, "did you mean 'optimizer.lr'?"),
     (["--data", "/nowhere"], 2, "/nowhere"),
     (["--config", "dem"], 2, "did you mean 'demo'?"),
+    (["--loss.class_weights", "1, 2"], 2, "loss.class_weights: '1, 2' is neither"),
     (["--train.batch", "1"], 2, "train.batch is 1, too few for 2 ranks"),
     (["--loader.image_size", "100"], 2, "multiple of 32"),
     (["--model.description", "yolov5q"], 2, "yolov5q"),
