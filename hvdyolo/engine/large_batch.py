@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from hvdyolo.config import OptimizerConfig
 
-_LONGEST_WARMUP = 5  # as a part of the run: one in so many epochs
+_LONGEST_WARMUP = 0.2  # of the run
 
 
 def settings_for_batch(
@@ -28,7 +28,7 @@ def settings_for_batch(
     """
     growth = max(batch / settings.nominal_batch, 1.0)
     root = math.sqrt(growth)
-    # Its steps have the length of the rate, whatever the gradient's: what sums grow by has to be given to it.
+    # Its steps have the length of the rate: unlike SGD's they do not grow with the gradient by themselves.
     adamw = settings.name == "adamw"
     return replace(
         settings,
@@ -41,7 +41,7 @@ def settings_for_batch(
         ),
         clip_norm=settings.clip_norm * growth,
         warmup_epochs=min(
-            settings.warmup_epochs * root, max(settings.warmup_epochs, epochs / _LONGEST_WARMUP)
+            settings.warmup_epochs * root, max(settings.warmup_epochs, _LONGEST_WARMUP * epochs)
         ),
         warmup_bias_lr=0.0 if adamw else settings.warmup_bias_lr / growth,
         ema_decay=settings.ema_decay**growth,

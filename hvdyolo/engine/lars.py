@@ -17,8 +17,8 @@ class Lars(Optimizer):
         v = momentum * v + lr * ratio * (g + b * w)
         w = w - v
 
-    The ratio is 1, and the step SGD's, in groups whose ``trust_coefficient`` is ``None``, which is what the
-    paper's authors do with biases and normalisation, and for tensors that are 0 or have no gradient.
+    The ratio is 1, and the step that of plain momentum, for tensors that are 0 or whose gradient is, and in
+    groups whose ``trust_coefficient`` is ``None``, as is usual for biases and normalisation.
     """
 
     def __init__(

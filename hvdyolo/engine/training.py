@@ -153,7 +153,8 @@ def train_attempt(config: Config, inputs: Inputs, run: Path, resume: str, job: J
     average = MovingAverage(model, schedule.resolved.ema_decay, schedule.resolved.ema_ramp)
     factors = read_lr_factors(model, config.optimizer.lr_factors or "")
     optimizer = build_optimizer(model, schedule.resolved, factors)
-    weights = class_weights(config.loss.class_weights, training.class_counts())
+    setting = config.loss.class_weights
+    weights = None if setting is None else class_weights(setting, training.class_counts())
     if state.checkpoint is not None:
         path = state.checkpoint
         on_every_rank(comm, "load", lambda: load_tensors(path, model, average, optimizer))

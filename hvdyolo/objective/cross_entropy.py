@@ -26,8 +26,8 @@ def binary_cross_entropies(logits: Tensor, targets: Tensor, positive: float, foc
 
 
 def _focus(logits: Tensor, targets: Tensor, gamma: float) -> Tensor:
+    probabilities = logits.sigmoid()
     alpha = targets * _ALPHA + (1 - targets) * (1 - _ALPHA)
-    # 1 - p_t from two sigmoids: as a difference it would be 0 for good predictions, where powers below 1 have
-    # no finite slope. Far out it still becomes 0.
-    missed = targets * (-logits).sigmoid() + (1 - targets) * logits.sigmoid()
+    missed = targets * (1 - probabilities) + (1 - targets) * probabilities  # 1 - p_t
+    # It rounds to 0 for the best predictions, where powers below 1 have no finite slope.
     return alpha * missed.clamp_min(torch.finfo(missed.dtype).tiny) ** gamma
