@@ -51,7 +51,12 @@ def _run(words: list[str]) -> int:
 def _train(words: Sequence[str]) -> int:
     """Train on packed data; the same command resumes."""
     parser = Parser("train", _train)
-    parser.add_argument("--config", required=True, help="recipe name or YAML file")
+    parser.add_argument(
+        "--config",
+        required=True,
+        action="append",
+        help="recipe or YAML file; of several, later ones win",
+    )
     parser.add_argument("--data", required=True, type=Path, help="packed dataset")
     parser.add_argument("--run", required=True, type=Path, help="directory of this run")
     parser.add_argument("--resume", default="auto", help="auto, never or a checkpoint's directory")

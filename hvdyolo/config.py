@@ -117,14 +117,26 @@ class LossConfig:
     """Weight of positive targets in the objectness term."""
     positive_class: float = 1.0
     """Weight of positive targets in the class term."""
+    focal_gamma: float = 0.0
+    """Exponent of the focal loss (arXiv 1708.02002), in the objectness and class terms; 0 is plain cross
+    entropy. The paper has 2, with the balance 0.25 that goes with it here too."""
+    class_weights: str | None = None
+    """Weight of each class in the class term: by the `inverse` or `inverse_sqrt` of its boxes in the training
+    split, or a number a class with commas between them. Their mean over classes is brought to 1."""
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """SGD with Nesterov momentum, its warm-up and its schedule."""
+    """The optimizer, its warm-up and its schedule.
 
+    Values are for steps of `nominal_batch` images; for larger batches one rule changes them, which
+    docs/training.md explains.
+    """
+
+    name: Literal["sgd", "adamw", "lars"] = "sgd"
+    """`sgd` with Nesterov momentum, `adamw` or, for thousands of images a step, `lars`."""
     lr: float = 0.01
-    """Learning rate after warm-up, for a nominal batch of images."""
+    """Learning rate after warm-up. A tenth of it suits `adamw`."""
     lr_final: float = 0.01
     """Last learning rate, as a fraction of `lr`."""
     schedule: Literal["linear", "cosine"] = "linear"
@@ -133,21 +145,26 @@ class OptimizerConfig:
     """Parts that learn at a multiple of `lr`, warm-up included, such as `backbone=0.1, head=2`. Parts are
     named as in `model.freeze`; of several for one parameter the last counts."""
     momentum: float = 0.937
-    """Nesterov momentum after warm-up."""
+    """Momentum after warm-up: Nesterov's for `sgd`, beta 1 of `adamw`, whose beta 2 is 0.999."""
     weight_decay: float = 5e-4
-    """Decay of weight matrices for a nominal batch; biases and normalisation are not decayed."""
+    """Decay of weight matrices; biases and normalisation are not decayed. That of `adamw` does not go through
+    the gradient: 0.05 is for it what this is for the others."""
+    trust_coefficient: float = 0.1
+    """Of `lars`: a step changes a weight matrix by this share of its norm, times `lr`. Biases and
+    normalisation move as by `sgd`."""
     warmup_epochs: float = 3.0
     """Length of the warm-up, epochs."""
     warmup_min_batches: int = 100
     """The warm-up lasts at least this many batches: small sets have short epochs."""
     warmup_bias_lr: float = 0.1
-    """Learning rate of biases at the first batch; it falls to `lr`."""
+    """Learning rate of biases at the first batch; it falls to `lr`. With `adamw` they begin at 0 like all
+    else."""
     warmup_momentum: float = 0.8
     """Momentum at the first batch."""
     nominal_batch: int = 64
-    """Images an optimizer step; smaller batches are accumulated up to it."""
+    """Images of the optimizer steps that these settings are for. Smaller batches are accumulated up to it."""
     clip_norm: float = 10.0
-    """Largest Euclidean norm of the whole gradient."""
+    """Largest Euclidean norm of the whole gradient, which is the sum over a step's images."""
     ema_decay: float = 0.9999
     """Decay of the moving average of the weights, an optimizer step, in the long run."""
     ema_ramp: float = 2000.0

@@ -1,4 +1,4 @@
-"""Reading settings: defaults, then a recipe, then ``--section.key VALUE``.
+"""Reading settings: defaults, then recipes, then ``--section.key VALUE``.
 
 Every mistake is a :class:`UsageError` of one sentence that names the key, what is valid and the nearest
 match.
@@ -49,7 +49,12 @@ _RULES: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
     ("augment.value", "0 … 1", lambda v: 0 <= v <= 1),
     ("loss.anchor_threshold", "above 1", lambda v: v > 1),
     ("loss.label_smoothing", "0 or more and below 1", lambda v: 0 <= v < 1),
+    ("loss.focal_gamma", "0 … 10", lambda v: 0 <= v <= 10),
     ("optimizer.lr", "above 0", lambda v: v > 0),
+    ("optimizer.momentum", "above 0 and below 1", lambda v: 0 < v < 1),
+    ("optimizer.warmup_momentum", "0 or more and below 1", lambda v: 0 <= v < 1),
+    ("optimizer.weight_decay", "0 or more", lambda v: v >= 0),
+    ("optimizer.trust_coefficient", "above 0", lambda v: v > 0),
     ("optimizer.nominal_batch", "at least 1", lambda v: v >= 1),
     ("optimizer.clip_norm", "above 0", lambda v: v > 0),
     ("evaluation.batch", "at least 1", lambda v: v >= 1),
@@ -69,17 +74,20 @@ _RULES: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
 )
 
 
-def read_config(recipe: str | None, overrides: Sequence[str] = ()) -> Config:
+def read_config(recipes: str | Sequence[str] | None, overrides: Sequence[str] = ()) -> Config:
     """The configuration of a command.
 
     Args:
-        recipe: name of a shipped recipe or path of a YAML file; the defaults if ``None``.
+        recipes: name of a shipped recipe or path of a YAML file, or several, of which later ones win; the
+            defaults if ``None``.
         overrides: ``--section.key VALUE`` or ``--section.key=VALUE`` words, later ones win.
 
     Raises:
         UsageError: unknown recipe or key, or a value of the wrong type or out of range.
     """
-    values = _flatten(_read_recipe(recipe), recipe or "") if recipe is not None else {}
+    values: dict[str, Any] = {}
+    for recipe in [recipes] if isinstance(recipes, str) else recipes or ():
+        values.update(_flatten(_read_recipe(recipe), recipe))
     values.update(_split_overrides(overrides))
     return config_from_values(values)
 

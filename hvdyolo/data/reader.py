@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from xxhash import xxh3_64_intdigest, xxh3_128_hexdigest
 
-from hvdyolo.data.format import DATASETS
+from hvdyolo.data.format import CROWD, DATASETS
 from hvdyolo.data.index_file import (
     BOX_BYTES,
     POINTER,
@@ -187,6 +187,16 @@ class PackedSplit:
             raise DataError(f"{self._shards / file} is missing; copy it again.") from None
         except OSError as error:
             raise StorageError(f"cannot read {self._shards / file}: {error.strerror}.") from error
+
+    def class_counts(self) -> NDArray[np.int64]:
+        """(C,) boxes of each class but for crowds, which training does not learn."""
+        counts = np.zeros(len(self.names), dtype=np.int64)
+        for block in self._blocks:
+            boxes = block.shard.boxes
+            labels = np.frombuffer(self._index.data, DATASETS["labels"], 5 * boxes, block.labels)
+            crowd = np.frombuffer(self._index.data, np.uint8, boxes, block.label_flags) & CROWD
+            counts += np.bincount(labels[::5][crowd == 0].astype(np.int64), minlength=len(counts))
+        return counts
 
     def size(self, index: int) -> tuple[int, int]:
         """Height and width of the stored image, pixels."""

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -137,11 +138,22 @@ def load_tensors(path: Path, model: nn.Module, average: MovingAverage, optimizer
     """Load the tensors of a checkpoint into ``model``, ``average`` and ``optimizer``."""
     model.load_state_dict(load_file(path / "model.safetensors"))
     average.model.load_state_dict(load_file(path / "ema.safetensors"))
+    _load_optimizer(optimizer, model, load_file(path / "optimizer.safetensors"))
+
+
+def _load_optimizer(optimizer: Optimizer, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Load what :func:`_optimizer_tensors` gave.
+
+    By torch's own loading: it knows which slots, such as AdamW's count of steps, stay where the CPU is.
+    """
     parameters = dict(model.named_parameters())
-    for key, value in load_file(path / "optimizer.safetensors").items():
+    learned = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    numbers = {parameter: number for number, parameter in enumerate(learned)}
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
         name, _, slot = key.rpartition("/")
-        parameter = parameters[name]
-        optimizer.state[parameter][slot] = value.to(parameter.device)
+        state.setdefault(numbers[parameters[name]], {})[slot] = value
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
 
 
 def _optimizer_tensors(optimizer: Optimizer, model: nn.Module) -> dict[str, Tensor]:

@@ -111,7 +111,9 @@ def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--out", type=Path, required=True, help="folder for pictures with boxes")
     parser.add_argument("--split", default="train", help="default: train")
     parser.add_argument("--count", "--samples", type=int, default=8, help="pictures (default: 8)")
-    parser.add_argument("--config", help="a recipe, or its file; the defaults without")
+    parser.add_argument(
+        "--config", action="append", help="a recipe, or its file; the defaults without; of several, later win"
+    )
     options, overrides = parser.parse_known_args(arguments)
     if options.count < 0:
         raise UsageError(f"--count must not be negative, and is {options.count}.")

@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
-from torch.optim import SGD
+from torch.optim import Optimizer
 
 from hvdyolo.config import LossConfig
 from hvdyolo.distributed.communicator import GradientReduction
@@ -31,13 +31,14 @@ class Learner:
         reduction: ``optimizer`` with its gradients summed over ranks.
         clip_norm: largest norm of the summed gradient.
         precision: ``bf16`` runs the network under autocast.
+        class_weights: (C,) of the class term, on the device.
         step: optimizer steps done.
         skipped: steps in a row that were not applied because the gradient was not finite.
     """
 
     model: DetectionModel
     average: MovingAverage
-    optimizer: SGD
+    optimizer: Optimizer
     reduction: GradientReduction
     schedule: TrainingSchedule
     loss: LossConfig
@@ -45,6 +46,7 @@ class Learner:
     device: torch.device
     beacon: Beacon
     precision: Literal["fp32", "bf16"] = "fp32"
+    class_weights: Tensor | None = None
     step: int = 0
     skipped: int = 0
 
@@ -100,6 +102,7 @@ class Learner:
             self.loss,
             # Of the setting, not of the step: gains would change with the size otherwise.
             batch.images.shape[1],
+            self.class_weights,
         )
         terms.total.backward()  # type: ignore[no-untyped-call]
         return torch.stack([terms.box, terms.objectness, terms.classification]).detach().float()

@@ -3,8 +3,10 @@
 from collections.abc import Mapping
 
 from torch import nn
-from torch.optim import SGD
+from torch.optim import SGD, AdamW, Optimizer
 
+from hvdyolo.config import OptimizerConfig
+from hvdyolo.engine.lars import Lars
 from hvdyolo.engine.schedule import StepRates
 
 # Keys in each parameter group; unknown keys pass through torch's state untouched.
@@ -12,15 +14,13 @@ BIAS = "bias"
 DECAYED = "decayed"
 UNDECAYED = "undecayed"
 
+_BETA_2 = 0.999
+
 
 def build_optimizer(
-    model: nn.Module,
-    lr: float,
-    momentum: float,
-    weight_decay: float,
-    lr_factors: Mapping[str, float] | None = None,
-) -> SGD:
-    """Nesterov SGD; only weight matrices (two or more dimensions) decay.
+    model: nn.Module, settings: OptimizerConfig, lr_factors: Mapping[str, float] | None = None
+) -> Optimizer:
+    """The optimizer that ``settings`` name; only weight matrices (two or more dimensions) decay.
 
     Biases are a group of their own because their warm-up starts high. Anything else with one dimension
     (normalisation, learned fusion weights) is neither decayed nor warmed up like a bias. Frozen parameters
@@ -28,9 +28,7 @@ def build_optimizer(
 
     Args:
         model: whose parameters are learned.
-        lr: learning rate.
-        momentum: Nesterov momentum.
-        weight_decay: of the weight matrices.
+        settings: as they hold for the batch (:mod:`hvdyolo.engine.large_batch`).
         lr_factors: by name of parameter, what its learning rate is multiplied by at all times; 1 for others.
     """
     factors = lr_factors or {}
@@ -39,32 +37,38 @@ def build_optimizer(
         for name, parameter in model.named_parameters():
             if parameter.requires_grad and _kind(name, parameter) == kind:
                 groups.setdefault((kind, factors.get(name, 1.0)), []).append(parameter)
-    return SGD(
-        [
-            {
-                "name": kind,
-                "lr_factor": factor,
-                "base_lr": lr,
-                "params": parameters,
-                "weight_decay": weight_decay if kind == DECAYED else 0.0,
-            }
-            for (kind, factor), parameters in groups.items()
-        ],
-        lr=lr,
-        momentum=momentum,
-        nesterov=True,
-    )
+    lr, momentum = settings.lr, settings.momentum
+    described = [
+        {
+            "name": kind,
+            "lr_factor": factor,
+            "base_lr": lr,
+            "params": parameters,
+            "weight_decay": settings.weight_decay if kind == DECAYED else 0.0,
+        }
+        for (kind, factor), parameters in groups.items()
+    ]
+    if settings.name == "adamw":
+        return AdamW(described, lr=lr, betas=(momentum, _BETA_2))
+    if settings.name == "lars":
+        for group in described:
+            group["trust_coefficient"] = settings.trust_coefficient if group["name"] == DECAYED else None
+        return Lars(described, lr=lr, momentum=momentum)
+    return SGD(described, lr=lr, momentum=momentum, nesterov=True)
 
 
-def apply_rates(optimizer: SGD, rates: StepRates) -> None:
-    """Set every group to ``rates``, times its own factor."""
+def apply_rates(optimizer: Optimizer, rates: StepRates) -> None:
+    """Set every group to ``rates``, times its own factor; beta 1 is AdamW's momentum."""
     for group in optimizer.param_groups:
         group["lr"] = (rates.bias_lr if group["name"] == BIAS else rates.lr) * group["lr_factor"]
         group["base_lr"] = rates.lr
-        group["momentum"] = rates.momentum
+        if "betas" in group:
+            group["betas"] = (rates.momentum, _BETA_2)
+        else:
+            group["momentum"] = rates.momentum
 
 
-def base_lr(optimizer: SGD) -> float:
+def base_lr(optimizer: Optimizer) -> float:
     """The learning rate of the schedule, of which groups may have a multiple."""
     return float(optimizer.param_groups[0]["base_lr"])
 

@@ -9,9 +9,10 @@ import math
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 from hvdyolo.config import OptimizerConfig
+from hvdyolo.engine.large_batch import settings_for_batch
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class StepRates:
 class TrainingSchedule:
     """Accumulation, learning rates and momentum of a whole run.
 
-    ``batch`` is the global batch, images; ``batches`` the batches an epoch.
+    ``settings`` are as configured; ``batch`` is the global batch, images; ``batches`` the batches an epoch.
     """
 
     settings: OptimizerConfig
@@ -44,22 +45,21 @@ class TrainingSchedule:
     batches: int
     batch: int
 
+    @cached_property
+    def resolved(self) -> OptimizerConfig:
+        """The settings as they hold for this batch."""
+        return settings_for_batch(self.settings, self.batch, self.accumulation, self.epochs)
+
     @property
     def warmup_batches(self) -> int:
         """Batches over which rates, momentum and accumulation ramp up."""
-        by_epochs = round(self.settings.warmup_epochs * self.batches)
+        by_epochs = round(self.resolved.warmup_epochs * self.batches)
         return max(by_epochs, self.settings.warmup_min_batches) if by_epochs else 0
 
     @property
     def accumulation(self) -> int:
         """Batches an optimizer step after warm-up."""
         return max(round(self.settings.nominal_batch / self.batch), 1)
-
-    @property
-    def weight_decay(self) -> float:
-        """Decay scaled to the images that one step really sees."""
-        images = self.batch * self.accumulation
-        return self.settings.weight_decay * images / self.settings.nominal_batch
 
     def steps(self, epoch: int, first: int = 0) -> Iterator[StepRange]:
         """The optimizer steps of ``epoch`` from batch ``first``, itself the start of a step."""
@@ -81,7 +81,7 @@ class TrainingSchedule:
 
     def rates(self, step: StepRange) -> StepRates:
         """Rates for ``step``; during warm-up those of its last batch."""
-        settings = self.settings
+        settings = self.resolved
         lr = settings.lr * self._decline(step.epoch)
         batch = step.epoch * self.batches + step.first + step.passes - 1
         if batch > self.warmup_batches or not self.warmup_batches:

@@ -4,7 +4,9 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from hvdyolo.config import Config
 from hvdyolo.data.loader import TrainLoader, check_packages
@@ -31,6 +33,7 @@ from hvdyolo.engine.trainer import Trainer
 from hvdyolo.engine.transfer import Transfer, freeze, read_lr_factors, transfer_weights
 from hvdyolo.models.build import DetectionModel, build_model
 from hvdyolo.objective.assign import Assigner
+from hvdyolo.objective.class_weights import class_weights
 from hvdyolo.settings import config_as_yaml, config_values
 from hvdyolo.utils.errors import UsageError
 from hvdyolo.utils.files import make_directory, write_atomically, write_json
@@ -123,12 +126,14 @@ def check_image_size(key: str, size: int, model: DetectionModel) -> None:
 
 
 def check_parts(config: Config, model: DetectionModel) -> None:
-    """Raise a :class:`UsageError` unless the parts of the model that settings name are there."""
+    """Raise a :class:`UsageError` unless settings name parts and classes that the model has."""
     try:
         key = "model.freeze"
         freeze(model, config.model.freeze or "")
         key = "optimizer.lr_factors"
         read_lr_factors(model, config.optimizer.lr_factors or "")
+        key = "loss.class_weights"
+        class_weights(config.loss.class_weights, np.ones(len(model.names), dtype=np.int64))
     except UsageError as error:
         raise UsageError(f"{key}: {error}") from None
 
@@ -147,14 +152,11 @@ def train_attempt(config: Config, inputs: Inputs, run: Path, resume: str, job: J
     attempt.step, attempt.epoch = state.training.step, min(state.training.epoch, config.train.epochs - 1)
     model, transfer = _build_model(config, training, comm)
     model.to(device)
-    average = MovingAverage(model, config.optimizer.ema_decay, config.optimizer.ema_ramp)
-    optimizer = build_optimizer(
-        model,
-        config.optimizer.lr,
-        config.optimizer.momentum,
-        schedule.weight_decay,
-        read_lr_factors(model, config.optimizer.lr_factors or ""),
-    )
+    average = MovingAverage(model, schedule.resolved.ema_decay, schedule.resolved.ema_ramp)
+    factors = read_lr_factors(model, config.optimizer.lr_factors or "")
+    optimizer = build_optimizer(model, schedule.resolved, factors)
+    setting = config.loss.class_weights
+    weights = None if setting is None else class_weights(setting, training.class_counts())
     if state.checkpoint is not None:
         path = state.checkpoint
         on_every_rank(comm, "load", lambda: load_tensors(path, model, average, optimizer))
@@ -172,10 +174,11 @@ def train_attempt(config: Config, inputs: Inputs, run: Path, resume: str, job: J
         reduction=comm.reduce_gradients(optimizer, model),
         schedule=schedule,
         loss=config.loss,
-        clip_norm=config.optimizer.clip_norm,
+        clip_norm=schedule.resolved.clip_norm,
         device=device,
         beacon=beacon,
         precision=config.train.precision,
+        class_weights=None if weights is None else weights.to(device),
         step=state.training.step,
     )
     input_sizes = build_input_sizes(config, schedule, model)
@@ -194,7 +197,9 @@ def train_attempt(config: Config, inputs: Inputs, run: Path, resume: str, job: J
     )
     journal = Journal(run, state.training.step) if comm.world.rank == 0 else None
     try:
-        _record_derived(config, run, job, schedule, model, transfer, training, loader.workers, input_sizes)
+        _record_derived(
+            config, run, job, schedule, model, transfer, training, loader.workers, input_sizes, weights
+        )
         trainer = Trainer(
             replace(config, loader=loading),
             run,
@@ -305,6 +310,7 @@ def _record_derived(
     training: PackedSplit,
     workers: int,
     input_sizes: InputSizes,
+    weights: Tensor | None,
 ) -> None:
     """Write and tell what follows from the settings, the data and the launch."""
     if job.comm.world.rank != 0:
@@ -325,7 +331,8 @@ def _record_derived(
         "accumulation": schedule.accumulation,
         "input_sizes": input_sizes.choices,
         "warmup_batches": schedule.warmup_batches,
-        "weight_decay": schedule.weight_decay,
+        "optimizer": asdict(schedule.resolved),
+        "class_weights": None if weights is None else weights.tolist(),
     }
     write_atomically(run / "config.yaml", config_as_yaml(config))
     write_json(run / "derived.json", derived)
@@ -334,4 +341,10 @@ def _record_derived(
         config.model.description, derived["parameters"], len(training), len(training.names),
         job.comm.world.size, job.threads, workers, job.device,
         " ".join(f"{name}={value}" for name, value in job.comm.settings.items()) or "one process",
+    )  # fmt: skip
+    optimizer = schedule.resolved
+    LOGGER.info(
+        "%s, %d images a step: lr %g, weight decay %g, gradients clipped to %g, warm-up of %d batches",
+        optimizer.name, schedule.batch * schedule.accumulation, optimizer.lr, optimizer.weight_decay,
+        optimizer.clip_norm, schedule.warmup_batches,
     )  # fmt: skip

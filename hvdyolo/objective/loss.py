@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits
 
 from hvdyolo.config import LossConfig
+from hvdyolo.objective.cross_entropy import binary_cross_entropies
 from hvdyolo.objective.targets import LevelTargets
 from hvdyolo.ops.iou import complete_iou
 
@@ -48,6 +48,7 @@ def detection_loss(
     counts: StepCounts,
     settings: LossConfig,
     image_size: int,
+    class_weights: Tensor | None = None,
 ) -> LossTerms:
     """The share of one batch on one rank in the loss of its optimizer step.
 
@@ -58,6 +59,7 @@ def detection_loss(
         counts: what the terms are divided by.
         settings: gains, smoothing and weights of positive targets.
         image_size: side of the inputs for which the gain of objectness is meant, pixels.
+        class_weights: (C,) what each class's entropies are multiplied by, positive and negative ones.
     """
     # In the predictions' type, so a float64 model has a float64 loss, but never in half precision.
     dtype = torch.promote_types(levels[0].dtype, torch.float32)
@@ -79,7 +81,9 @@ def detection_loss(
         objectness = objectness + balance * _objectness(raw, iou, target, weights, settings) / (
             images * raw[0, ..., 0].numel()
         )
-        classification = classification + _classification(matched, target, valid, settings) / matches
+        classification = (
+            classification + _classification(matched, target, valid, settings, class_weights) / matches
+        )
     box_gain, objectness_gain, class_gain = _gains(settings, len(levels), levels[0].shape[-1] - 5, image_size)
     box, objectness, classification = (
         box * box_gain, objectness * objectness_gain, classification * class_gain
@@ -112,16 +116,18 @@ def _objectness(
     # The slot past the end takes what sets no cell, so every index is written at most once elsewhere.
     quality = torch.zeros(cells + 1, dtype=raw.dtype, device=raw.device)
     quality = quality.scatter(0, target.objectness_cell, iou.detach().clamp_min(0))
-    losses = binary_cross_entropy_with_logits(
+    losses = binary_cross_entropies(
         raw[..., 4],
         quality[:cells].view(raw.shape[:-1]),
-        reduction="none",
-        pos_weight=_positive(settings.positive_objectness, raw),
+        settings.positive_objectness,
+        settings.focal_gamma,
     )
     return (losses.sum((1, 2, 3)) * weights).sum()
 
 
-def _classification(matched: Tensor, target: LevelTargets, valid: Tensor, settings: LossConfig) -> Tensor:
+def _classification(
+    matched: Tensor, target: LevelTargets, valid: Tensor, settings: LossConfig, class_weights: Tensor | None
+) -> Tensor:
     """Sum over matches of the mean over classes; with one class there is nothing to tell apart."""
     classes = matched.shape[1] - 5
     if classes == 1:
@@ -129,14 +135,7 @@ def _classification(matched: Tensor, target: LevelTargets, valid: Tensor, settin
     negative = settings.label_smoothing / 2
     numbers = torch.arange(classes, device=matched.device)
     wanted = (target.label[:, None] == numbers).to(matched.dtype) * (1 - 2 * negative) + negative
-    losses = binary_cross_entropy_with_logits(
-        matched[:, 5:],
-        wanted,
-        reduction="none",
-        pos_weight=_positive(settings.positive_class, matched),
-    )
+    losses = binary_cross_entropies(matched[:, 5:], wanted, settings.positive_class, settings.focal_gamma)
+    if class_weights is not None:
+        losses = losses * class_weights
     return (losses.mean(1) * valid).sum()
-
-
-def _positive(weight: float, like: Tensor) -> Tensor | None:
-    return None if weight == 1 else like.new_tensor(weight)

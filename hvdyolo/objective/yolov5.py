@@ -25,7 +25,11 @@ class Model(Protocol):
 
 
 def yolov5_loss(
-    model: Model, images: Tensor, targets: Tensor, settings: LossConfig | None = None
+    model: Model,
+    images: Tensor,
+    targets: Tensor,
+    settings: LossConfig | None = None,
+    class_weights: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """The loss of one batch, normalised by its own images and matches.
 
@@ -34,6 +38,7 @@ def yolov5_loss(
         images: (B, 3, H, W) in 0..1.
         targets: (n, 6): number of the image in the batch, class, cx, cy, w, h in 0..1.
         settings: gains and thresholds as published by default.
+        class_weights: (C,) in place of ``settings.class_weights``, which may ask for a split's numbers.
 
     Returns:
         Scalars ``box``, ``obj`` and ``cls``, gains included, and ``total``, their sum times B.
@@ -57,6 +62,7 @@ def yolov5_loss(
         counts,
         settings,
         width,
+        class_weights,
     )
     return {
         "box": terms.box,

@@ -67,16 +67,28 @@ def test_a_run_leaves_all_that_the_design_promises(launch, synthetic, tmp_path, 
     assert json.loads((run / "derived.json").read_text())["ranks"] == ranks
 
 
-def test_all_augmentations_together_train_on_two_ranks(launch, synthetic, tmp_path) -> None:
+def test_all_augmentations_together_and_all_of_the_loss_train_on_two_ranks(
+    launch, synthetic, tmp_path
+) -> None:
     run = tmp_path / "run"
     strong = {
         "mosaic": 0.8, "mosaic_9": 0.5, "degrees": 10, "shear": 5, "perspective": 0.2, "mixup": 0.5,
         "autoaugment": "v1", "cutout": 0.5, "flip_up_down": 0.5, "multi_scale": 0.5,
     }  # fmt: skip
     settings = [word for key, value in strong.items() for word in (f"--augment.{key}", value)]
+    # A batch of 8 is four times the nominal one, so that the rule for large batches is at work.
+    settings += [
+        "--config", "high", "--optimizer.name", "lars", "--optimizer.nominal_batch", "2",
+        "--loss.focal_gamma", "1.5", "--loss.class_weights", "inverse_sqrt",
+    ]  # fmt: skip
     ended = launch(words(synthetic, run, *settings), "mpirun", 2)
     assert ended.code == 0, ended.output
-    assert json.loads((run / "derived.json").read_text())["input_sizes"] == [32, 64, 96]
+    derived = json.loads((run / "derived.json").read_text())
+    assert derived["input_sizes"] == [32, 64, 96]
+    assert derived["optimizer"]["clip_norm"] == 40
+    assert derived["optimizer"]["trust_coefficient"] == 0.2
+    assert sum(derived["class_weights"]) == pytest.approx(4, rel=1e-6)
+    assert "lars, 8 images a step: lr 0.01, weight decay 0.002, gradients clipped to 40" in ended.output
     terms = ("box", "objectness", "classification")
     losses = [entry[term] for entry in metrics(run, "epoch") for term in terms]
     assert all(0 < loss < 100 for loss in losses), losses
@@ -84,7 +96,8 @@ def test_all_augmentations_together_train_on_two_ranks(launch, synthetic, tmp_pa
 
 def test_a_stopped_run_is_resumed_by_the_same_command_on_other_ranks(launch, synthetic, tmp_path) -> None:
     run = tmp_path / "run"
-    more = ["--train.epochs", "4", "--train.eval_every", "4"]
+    # With AdamW, whose state is counts and averages, some on the CPU wherever the network is.
+    more = ["--train.epochs", "4", "--train.eval_every", "4", "--optimizer.name", "adamw"]
     process = launch.start(words(synthetic, run, *more), "mpirun", 2)
     wait_for(lambda: (run / "metrics.jsonl").exists() and len(metrics(run, "step")) >= 3)
     process.send_signal(signal.SIGUSR1)
@@ -196,6 +209,7 @@ MISTAKES = [
     (["--model.freeze", "spine"], 2, "model.freeze: 'spine' selects no parameter"),
     (["--optimizer.lr_factors", "neck=0"], 2, "optimizer.lr_factors: 'neck=0'"),
     (["--resume", "/nowhere"], 2, "/nowhere"),
+    (["--loss.class_weights", "1, 2"], 2, "loss.class_weights: '1, 2' is neither"),
 ]
 
 

@@ -8,6 +8,7 @@ images only.
 
 import copy
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,11 +28,14 @@ from hvdyolo.engine.schedule import TrainingSchedule
 from hvdyolo.engine.training import build_assigner, count_cells
 from hvdyolo.engine.transfer import freeze, read_lr_factors
 from hvdyolo.models.build import DetectionModel, build_model
+from hvdyolo.objective.class_weights import class_weights
 
 SIZE = 64
 IMAGES = 8
 STEPS = 3
 CLASSES = 3
+PLAIN = LossConfig()
+WEIGHTED = LossConfig(focal_gamma=1.5, class_weights="1, 2, 5", label_smoothing=0.1)
 
 
 class Rehearsal:
@@ -47,24 +51,30 @@ class Rehearsal:
         images: int,
         passes: int,
         factors: Mapping[str, float] | None = None,
+        loss: LossConfig = PLAIN,
+        **optimizer: Any,
     ) -> None:
         self.comm = comm
         self.images = images
         self.passes = passes
         self.model = copy.deepcopy(start)
-        settings = OptimizerConfig(nominal_batch=images * passes, warmup_epochs=0.0, clip_norm=1e9, lr=0.01)
+        settings = OptimizerConfig(
+            **{"nominal_batch": images * passes, "warmup_epochs": 0.0, "clip_norm": 1e9, **optimizer}
+        )
         schedule = TrainingSchedule(settings, epochs=1, batches=STEPS * passes, batch=images)
-        optimizer = build_optimizer(self.model, settings.lr, settings.momentum, 5e-4, factors)
+        built = build_optimizer(self.model, schedule.resolved, factors)
+        weights = class_weights(loss.class_weights, np.ones(CLASSES, dtype=np.int64))
         self.learner = Learner(
             model=self.model,
             average=MovingAverage(self.model, 0.9, 10),
-            optimizer=optimizer,
-            reduction=comm.reduce_gradients(optimizer, self.model),
+            optimizer=built,
+            reduction=comm.reduce_gradients(built, self.model),
             schedule=schedule,
-            loss=LossConfig(),
-            clip_norm=settings.clip_norm,
+            loss=loss,
+            clip_norm=schedule.resolved.clip_norm,
             device=torch.device("cpu"),
             beacon=Beacon(),
+            class_weights=weights,
         )
         plan = BatchPlan(samples=10**6, batch=images, seed=0)
         self.slots = plan.slots(comm.world.rank, comm.world.size)
@@ -160,6 +170,26 @@ def test_ranks_give_the_gradient_and_updates_of_one_process(comm, start, passes:
         assert_close(expected, found)
     first, last = expected_weights[0], expected_weights[-1]
     assert any(not first[name].equal(last[name]) for name in first)
+
+
+@pytest.mark.parametrize(
+    ("settings", "loss"),
+    [
+        ({"name": "adamw", "lr": 0.001}, PLAIN),
+        # Of twice the images that the settings are for, and clipped.
+        ({"name": "lars", "nominal_batch": IMAGES // 2, "clip_norm": 1.0}, WEIGHTED),
+    ],
+)
+def test_optimizers_and_losses_do_not_see_the_ranks(comm, start, settings, loss) -> None:
+    whole = Rehearsal(SingleProcess(), start, images=IMAGES, passes=1, loss=loss, **settings)
+    shares = Rehearsal(comm, start, images=IMAGES, passes=1, loss=loss, **settings)
+    expected_gradient, expected_weights = whole.train()
+    gradient, weights = shares.train()
+    assert_close(expected_gradient, gradient)
+    for expected, found in zip(expected_weights, weights, strict=True):
+        assert_close(expected, found)
+    # State is under the model's parameters, where checkpoints look for it.
+    assert set(shares.learner.optimizer.state) == set(shares.model.parameters())
 
 
 @pytest.mark.parametrize("passes", [1, 2])

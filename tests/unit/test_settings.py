@@ -1,8 +1,10 @@
 """Where settings come from, and what is said when they are wrong."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from hvdyolo.config import Config
 from hvdyolo.settings import (
@@ -19,16 +21,50 @@ def test_no_recipe_gives_the_defaults() -> None:
     assert read_config(None) == Config()
 
 
-@pytest.mark.parametrize("recipe", shipped_recipes())
+PRESETS = ("low", "med", "high")
+
+
+def values_in(recipe: str) -> dict[str, Any]:
+    """What a shipped recipe says."""
+    path = Path(__file__).parents[2] / "hvdyolo" / "recipes" / f"{recipe}.yaml"
+    sections = yaml.safe_load(path.read_text())
+    return {f"{section}.{key}": value for section, keys in sections.items() for key, value in keys.items()}
+
+
+@pytest.mark.parametrize("recipe", [name for name in shipped_recipes() if name not in PRESETS])
 def test_shipped_recipes_are_valid_and_hold_only_differences(recipe: str) -> None:
     changed = config_values(read_config(recipe))
-    import yaml
-
-    text = Path(__file__).parents[2] / "hvdyolo" / "recipes" / f"{recipe}.yaml"
     defaults = config_values(Config())
-    for section, values in yaml.safe_load(text.read_text()).items():
-        for key in values:
-            assert changed[f"{section}.{key}"] != defaults[f"{section}.{key}"], f"{section}.{key}"
+    for key in values_in(recipe):
+        assert changed[key] != defaults[key], key
+
+
+def test_presets_replace_each_other() -> None:
+    assert read_config("low") == Config()
+    stated = [set(values_in(preset)) for preset in PRESETS]
+    assert stated[0] == stated[1] == stated[2]
+    for preset in PRESETS:
+        assert read_config(["high", "med", "low", preset]) == read_config(preset)
+    high = config_values(read_config("high"))
+    differing = {key: value for key, value in high.items() if value != config_values(Config())[key]}
+    assert differing == {
+        "augment.mixup": 0.1,
+        "augment.scale": 0.9,
+        "loss.classification": 0.3,
+        "loss.objectness": 0.7,
+        "optimizer.lr_final": 0.1,
+    }
+
+
+def test_of_several_recipes_the_later_ones_win(tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("augment:\n  scale: 0.7\ntrain:\n  epochs: 7\n")
+    config = read_config(["yolov5n_bccd", "high", str(recipe)], ["--train.epochs", "9"])
+    assert (config.model.description, config.loader.image_size) == ("yolov5n", 320)
+    assert (config.augment.mixup, config.augment.scale, config.train.epochs) == (0.1, 0.7, 9)
+    assert read_config([str(recipe), "high"]).augment.scale == 0.9
+    with pytest.raises(UsageError, match="did you mean 'high'"):
+        read_config(["low", "hihg"])
 
 
 def test_overrides_win_over_the_recipe_and_the_last_one_wins(tmp_path: Path) -> None:
@@ -65,6 +101,9 @@ def test_a_saved_configuration_reads_back_equal(tmp_path: Path) -> None:
         (["--augment.perspective", "0.3"], "'augment.perspective' must be 0 … 0.25"),
         (["--augment.multi_scale", "1"], "'augment.multi_scale' must be 0 … 0.5"),
         (["--augment.mosaic_9", "-1"], "'augment.mosaic_9' must be 0 … 1"),
+        (["--optimizer.name", "adam"], "one of sgd, adamw, lars"),
+        (["--optimizer.momentum", "1"], "'optimizer.momentum' must be above 0 and below 1"),
+        (["--loss.focal_gamma", "-1"], "'loss.focal_gamma' must be 0 … 10"),
         (["--augment.autoaugment", "v4"], "one of v0, v1, v2, v3 or null"),
         (["--train.batch"], "needs a value"),
         (["train.batch", "3"], "Unexpected argument 'train.batch'"),

@@ -49,6 +49,12 @@ def test_every_sample_comes_back_over_the_borders_of_shards(packed_somehow: Buil
         assert split.shard_file(index) == f"train-{index // 4:05d}-of-00003.h5"
 
 
+def test_boxes_are_counted_by_class_and_crowds_are_not(packed_somehow: Build) -> None:
+    data = packed_somehow(shards=3, each=4)
+    # A sample's first box, of three in four samples, is a cat, the second a crowd of dogs, the third an emu.
+    assert PackedSplit(data.root, "train").class_counts().tolist() == [9, 0, 3]
+
+
 @pytest.mark.parametrize("index", [-1, 12, 1 << 40])
 def test_there_is_no_sample_beyond_the_ends(packed: Build, index: int) -> None:
     split = PackedSplit(packed(shards=3, each=4).root, "train")

@@ -2,12 +2,14 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import pytest
 import torch
 from torch import nn
+from torch.optim import SGD, AdamW
 
+from hvdyolo.config import OptimizerConfig
 from hvdyolo.engine.checkpoint import (
     TrainingState,
     latest_checkpoint,
@@ -17,37 +19,51 @@ from hvdyolo.engine.checkpoint import (
     verify_checkpoint,
 )
 from hvdyolo.engine.ema import MovingAverage
-from hvdyolo.engine.optimizer import build_optimizer
+from hvdyolo.engine.lars import Lars
+from hvdyolo.engine.optimizer import apply_rates, build_optimizer
+from hvdyolo.engine.schedule import StepRange, TrainingSchedule
 from hvdyolo.utils.errors import DataError, MismatchError, StorageError
+
+Name = Literal["sgd", "adamw", "lars"]
+SLOTS: dict[type, list[str]] = {
+    SGD: ["momentum_buffer"],
+    AdamW: ["step", "exp_avg", "exp_avg_sq"],
+    Lars: ["momentum_buffer"],
+}
+each_optimizer = pytest.mark.parametrize("name", get_args(Name))
 
 
 class Training:
     """A small model with an optimizer that has momentum and an average that differs from it."""
 
-    def __init__(self, seed: int, steps: int = 3) -> None:
+    def __init__(self, seed: int, steps: int = 3, name: Name = "sgd") -> None:
         torch.manual_seed(seed)
         self.model: Any = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1))
         self.average = MovingAverage(self.model, 0.9, 10)
-        self.optimizer = build_optimizer(self.model, 0.1, 0.9, 1e-4)
+        self.schedule = TrainingSchedule(OptimizerConfig(name=name, nominal_batch=2), 1, 100, batch=2)
+        self.optimizer = build_optimizer(self.model, self.schedule.resolved)
         for _ in range(steps):
             self.step()
 
     def step(self) -> None:
+        apply_rates(self.optimizer, self.schedule.rates(StepRange(0, self.average.updates + 1, 1)))
         self.model(torch.rand(2, 3, 8, 8)).square().mean().backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.average.update(self.model)
 
     def tensors(self) -> list[torch.Tensor]:
-        momenta = [
-            self.optimizer.state[parameter]["momentum_buffer"] for parameter in self.model.parameters()
+        slots = [
+            self.optimizer.state[parameter][slot]
+            for parameter in self.model.parameters()
+            for slot in SLOTS[type(self.optimizer)]
         ]
         return [
             tensor.clone()
             for tensor in (
                 *self.model.state_dict().values(),
                 *self.average.model.state_dict().values(),
-                *momenta,
+                *slots,
             )
         ]
 
@@ -61,27 +77,47 @@ def state(step: int) -> TrainingState:
     )
 
 
-def test_everything_comes_back_bit_for_bit(tmp_path: Path) -> None:
-    saved = Training(seed=1)
+@each_optimizer
+def test_everything_comes_back_bit_for_bit(tmp_path: Path, name: Name) -> None:
+    saved = Training(seed=1, name=name)
     path = saved.save(tmp_path, 7)
-    loaded = Training(seed=2, steps=0)
+    loaded = Training(seed=2, steps=0, name=name)
     load_tensors(path, loaded.model, loaded.average, loaded.optimizer)
     for one, other in zip(saved.tensors(), loaded.tensors(), strict=True):
         assert torch.equal(one, other)
     assert read_state(path) == state(7)
 
 
-def test_a_loaded_optimizer_goes_on_as_the_saved_one(tmp_path: Path) -> None:
-    saved = Training(seed=1)
+@each_optimizer
+def test_a_loaded_optimizer_goes_on_as_the_saved_one(tmp_path: Path, name: Name) -> None:
+    saved = Training(seed=1, name=name)
     path = saved.save(tmp_path, 7)
-    loaded = Training(seed=2, steps=0)
+    loaded = Training(seed=2, steps=0, name=name)
     load_tensors(path, loaded.model, loaded.average, loaded.optimizer)
     loaded.average.updates = saved.average.updates
     for training in (saved, loaded):
         torch.manual_seed(5)
         training.step()
+        training.step()
     for one, other in zip(saved.tensors(), loaded.tensors(), strict=True):
         assert torch.equal(one, other)
+
+
+def test_what_is_frozen_has_no_state_and_needs_none(tmp_path: Path) -> None:
+    frozen = []
+    for seed, steps in ((1, 3), (2, 0)):
+        training = Training(seed, steps=0)
+        training.model[0].requires_grad_(False)
+        training.optimizer = build_optimizer(training.model, training.schedule.resolved)
+        for _ in range(steps):
+            training.step()
+        frozen.append(training)
+    saved, loaded = frozen
+    load_tensors(saved.save(tmp_path, 7), loaded.model, loaded.average, loaded.optimizer)
+    names = {name for name, value in loaded.model.named_parameters() if value in loaded.optimizer.state}
+    assert names == {"1.weight", "1.bias", "2.weight", "2.bias"}
+    kept, found = (training.optimizer.state[training.model[2].weight] for training in frozen)
+    assert torch.equal(kept["momentum_buffer"], found["momentum_buffer"])
 
 
 def test_the_newest_are_kept_and_latest_names_the_newest(tmp_path: Path) -> None:

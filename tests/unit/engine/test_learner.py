@@ -1,6 +1,7 @@
 """One optimizer step: the size the network sees, and the precision it works in."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import pytest
@@ -25,7 +26,7 @@ def build_learner(precision: Literal["fp32", "bf16"] = "fp32") -> Learner:
     torch.manual_seed(0)
     model = build_model("yolov5n", 2)
     settings = OptimizerConfig(nominal_batch=2, warmup_epochs=0.0)
-    optimizer = build_optimizer(model, 0.01, 0.9, 0.0)
+    optimizer = build_optimizer(model, replace(settings, weight_decay=0.0))
     return Learner(
         model=model,
         average=MovingAverage(model, 0.9, 10),
@@ -68,18 +69,27 @@ def take_steps(learner: Learner, sizes: Sequence[int]) -> list[Tensor]:
     return [learner.train_step(feed.next(Report(False, torch.zeros(3))).agree(cpu)) for _ in sizes]
 
 
-def test_the_network_sees_the_size_of_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_network_sees_the_size_of_the_step_and_the_loss_the_weights_of_classes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     seen = []
+    weighted: list[Tensor] = []
     loss = module.detection_loss
 
-    def watch(levels: Any, targets: Any, weights: Any, counts: Any, gains: Any, image_size: int) -> Any:
+    def watch(
+        levels: Any, targets: Any, weights: Any, counts: Any, gains: Any, image_size: int, *more: Any
+    ) -> Any:
         seen.append(([level.shape[2] for level in levels], image_size))
-        return loss(levels, targets, weights, counts, gains, image_size)
+        weighted.extend(more)
+        return loss(levels, targets, weights, counts, gains, image_size, *more)
 
     monkeypatch.setattr(module, "detection_loss", watch)
-    assert all(torch.isfinite(losses).all() for losses in take_steps(build_learner(), [96, 32]))
+    learner = build_learner()
+    learner.class_weights = torch.tensor([0.5, 1.5])
+    assert all(torch.isfinite(losses).all() for losses in take_steps(learner, [96, 32]))
     # Gains are those of the setting's size, or they would change with the step's.
     assert seen == [([12, 6, 3], 64), ([4, 2, 1], 64)]
+    assert [weights is learner.class_weights for weights in weighted] == [True, True]
 
 
 def test_bf16_rounds_the_network_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:

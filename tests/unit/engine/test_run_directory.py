@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from torch import nn
 
-from hvdyolo.config import Config
+from hvdyolo.config import Config, OptimizerConfig
 from hvdyolo.engine.checkpoint import TrainingState, save_checkpoint
 from hvdyolo.engine.ema import MovingAverage
 from hvdyolo.engine.optimizer import build_optimizer
@@ -24,7 +24,7 @@ def checkpoint(tmp_path: Path) -> Path:
 def save(tmp_path: Path, config: dict[str, Any]) -> Path:
     model = nn.Conv2d(1, 1, 1)
     state = TrainingState(step=3, epoch=1, batch=2, best_ap=-1.0, ema_updates=3, dataset="d", config=config)
-    optimizer = build_optimizer(model, 0.1, 0.9, 0.0)
+    optimizer = build_optimizer(model, OptimizerConfig())
     return save_checkpoint(tmp_path, state, model, MovingAverage(model, 0.9, 10), optimizer, keep=1)
 
 

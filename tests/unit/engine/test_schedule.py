@@ -25,9 +25,9 @@ def test_accumulation_reaches_the_nominal_batch() -> None:
 
 
 def test_decay_is_scaled_to_the_images_of_a_step() -> None:
-    assert schedule(batch=16).weight_decay == pytest.approx(5e-4)
-    assert schedule(batch=24).weight_decay == pytest.approx(5e-4 * 72 / 64)
-    assert schedule(batch=256).weight_decay == pytest.approx(5e-4 * 4)
+    assert schedule(batch=16).resolved.weight_decay == pytest.approx(5e-4)
+    assert schedule(batch=24).resolved.weight_decay == pytest.approx(5e-4 * 72 / 64)
+    assert schedule(batch=256).resolved.weight_decay == pytest.approx(5e-4 * 4)
 
 
 def test_accumulation_ramps_over_warmup() -> None:
@@ -94,6 +94,26 @@ def test_warmup_raises_lr_lowers_bias_lr_and_raises_momentum() -> None:
     after = plan.rates(StepRange(3, 1, 1))
     assert after.lr == after.bias_lr
     assert after.momentum == 0.937
+
+
+def test_adamw_warms_its_biases_up_from_nothing() -> None:
+    plan = schedule(epochs=10, batches=50, name="adamw")
+    first = plan.rates(StepRange(0, 0, 1))
+    assert (first.lr, first.bias_lr, first.momentum) == (0.0, 0.0, 0.8)
+    half = plan.rates(StepRange(1, 25, 1))
+    assert half.bias_lr == half.lr == pytest.approx(0.00901 / 2)
+
+
+def test_a_large_batch_changes_warmup_and_rates() -> None:
+    # 1024 images of 64: growth 16, root 4. 12 epochs of 50 batches, of 300: below a fifth.
+    plan = schedule(epochs=300, batches=50, batch=1024, name="adamw")
+    assert plan.warmup_batches == 600
+    assert plan.accumulation == 1
+    # The fall: epoch 11 of 300 is 1 - 11 / 300 * 0.99 = 0.9637 of 0.04.
+    assert plan.rates(StepRange(11, 49, 1)).lr == pytest.approx(0.04 * 0.9637 * 599 / 600)
+    assert plan.rates(StepRange(12, 1, 1)).lr == pytest.approx(0.04 * (1 - 12 / 300 * 0.99))
+    # SGD's biases begin at 0.1 / 16, below the 0.01 that they end with.
+    assert schedule(epochs=300, batches=50, batch=1024).rates(StepRange(0, 0, 1)).bias_lr == 0.00625
 
 
 def test_rates_are_those_of_the_steps_last_batch() -> None:

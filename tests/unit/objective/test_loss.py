@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from hvdyolo.config import LossConfig
 from hvdyolo.objective.assign import Assigner, Labels, LevelMatches
+from hvdyolo.objective.class_weights import class_weights
 from hvdyolo.objective.loss import LossTerms, StepCounts, detection_loss
 from hvdyolo.objective.targets import LevelTargets, pad_matches
 
@@ -72,15 +73,22 @@ def loss_of(
     matches = assign(labels, strides)
     image_weights = torch.tensor([1.0] * len(labels) if weights is None else list(weights))
     counts = counts_of(image_weights.sum().item(), matches)
-    return detection_loss(levels, pad(matches, levels), image_weights, counts, settings, SIZE)
+    of_classes = class_weights(settings.class_weights, np.ones(levels[0].shape[-1] - 5, dtype=np.int64))
+    return detection_loss(levels, pad(matches, levels), image_weights, counts, settings, SIZE, of_classes)
 
 
 def sigmoid(x: float) -> float:
     return 1 / (1 + math.exp(-x))
 
 
-def cross_entropy(logit: float, target: float, positive: float = 1.0) -> float:
-    return -(positive * target * math.log(sigmoid(logit)) + (1 - target) * math.log(1 - sigmoid(logit)))
+def cross_entropy(logit: float, target: float, positive: float = 1.0, gamma: float = 0.0) -> float:
+    p = sigmoid(logit)
+    plain = -(positive * target * math.log(p) + (1 - target) * math.log(1 - p))
+    if gamma == 0:
+        return plain
+    p_t = target * p + (1 - target) * (1 - p)
+    alpha_t = target * 0.25 + (1 - target) * 0.75
+    return alpha_t * (1 - p_t) ** gamma * plain
 
 
 def complete_iou(a: Sequence[float], b: Sequence[float]) -> float:
@@ -106,6 +114,10 @@ def plain_loss(
     """Box, objectness and class terms with their gains, cell by cell."""
     strides = [SIZE // level.shape[2] for level in levels]
     classes = levels[0].shape[-1] - 5
+    shares = [1.0] * classes
+    if settings.class_weights is not None:
+        given = [float(number) for number in settings.class_weights.split(",")]
+        shares = [number * classes / sum(given) for number in given]
     box = objectness = classification = 0.0
     for raw, matches, weight in zip(levels, assign(labels, strides), balance, strict=True):
         values = raw.reshape(-1, 5 + classes).tolist()
@@ -126,12 +138,13 @@ def plain_loss(
             for number, score in enumerate(scores):
                 right = number == matches.label[place]
                 target = 1 - settings.label_smoothing / 2 if right else settings.label_smoothing / 2
-                class_sum += cross_entropy(score, target, settings.positive_class)
+                loss = cross_entropy(score, target, settings.positive_class, settings.focal_gamma)
+                class_sum += shares[number] * loss
         if len(matches.cell):
             box += box_sum / len(matches.cell)
             classification += class_sum / len(matches.cell) / classes if classes > 1 else 0.0
         cells = (
-            cross_entropy(value[4], target, settings.positive_objectness)
+            cross_entropy(value[4], target, settings.positive_objectness, settings.focal_gamma)
             for value, target in zip(values, quality, strict=True)
         )
         objectness += weight * sum(cells) / len(values)
@@ -143,14 +156,20 @@ def plain_loss(
     )
 
 
-@pytest.mark.parametrize("classes", [1, 4])
 @pytest.mark.parametrize(
-    "settings",
+    ("classes", "settings"),
     [
-        PLAIN,
-        LossConfig(label_smoothing=0.1, positive_objectness=1.5, positive_class=0.7),
-        LossConfig(box=0.1, objectness=0.3, classification=2.0),
-    ],
+        (classes, settings)
+        for classes in (1, 4)
+        for settings in (
+            PLAIN,
+            LossConfig(label_smoothing=0.1, positive_objectness=1.5, positive_class=0.7),
+            LossConfig(box=0.1, objectness=0.3, classification=2.0),
+            LossConfig(focal_gamma=1.5, positive_objectness=1.5, label_smoothing=0.1),
+        )
+    ]
+    # Of powers of two, for weights are single and their mean, 2, has to come out whole.
+    + [(4, LossConfig(class_weights="1, 4, 2, 1", focal_gamma=2.0))],
 )
 @pytest.mark.parametrize(
     ("strides", "balance"),
@@ -228,21 +247,23 @@ def test_a_batch_of_weight_zero_only_is_finite() -> None:
     assert terms.total.item() == 0
 
 
+@pytest.mark.parametrize("settings", [PLAIN, LossConfig(focal_gamma=2.0)])
 @pytest.mark.parametrize("cuts", [(0, 4, 8), (0, 1, 3, 6, 8), tuple(range(9))])
-def test_shares_of_ranks_and_batches_add_up(cuts: tuple[int, ...]) -> None:
+def test_shares_of_ranks_and_batches_add_up(cuts: tuple[int, ...], settings: LossConfig) -> None:
     labels = labels_of(8, 5, 3)
     weights = torch.tensor([1.0, 1, 1, 0, 1, 1, 1, 0])
     labels = [rows if weight else rows[:0] for rows, weight in zip(labels, weights, strict=True)]
     levels = [level.requires_grad_() for level in levels_of(8, 3)]
     matches = assign(labels)
     counts = counts_of(6, matches)
-    whole = detection_loss(levels, pad(matches, levels), weights, counts, PLAIN, SIZE)
+    of_classes = torch.tensor([0.5, 1.0, 1.5])
+    whole = detection_loss(levels, pad(matches, levels), weights, counts, settings, SIZE, of_classes)
     expected = torch.autograd.grad(whole.total, levels)
     shares = []
     for start, stop in pairwise(cuts):
         part = [level[start:stop] for level in levels]
         targets = pad(assign(labels[start:stop]), part)
-        shares.append(detection_loss(part, targets, weights[start:stop], counts, PLAIN, SIZE))
+        shares.append(detection_loss(part, targets, weights[start:stop], counts, settings, SIZE, of_classes))
     for name in ("box", "objectness", "classification", "total"):
         total = sum(getattr(share, name) for share in shares)
         assert total.item() == pytest.approx(getattr(whole, name).item(), rel=1e-12)
@@ -319,7 +340,11 @@ def test_no_step_waits_for_the_device() -> None:
                 for _ in levels
             ]
             counts = StepCounts(images=torch.ones(()), matches=torch.ones(3))
-            settings = replace(PLAIN, label_smoothing=0.1, positive_class=2.0, positive_objectness=2.0)
-            terms = detection_loss(levels, targets, torch.ones(len(labels)), counts, settings, SIZE)
+            settings = replace(
+                PLAIN, label_smoothing=0.1, positive_class=2.0, positive_objectness=2.0, focal_gamma=1.5
+            )
+            terms = detection_loss(
+                levels, targets, torch.ones(len(labels)), counts, settings, SIZE, torch.ones(3)
+            )
             terms.total.backward()
     assert levels[0].grad is not None
