@@ -169,6 +169,9 @@ class TrainConfig:
     """Checkpoints kept; older ones go once a newer one verifies."""
     log_every: int = 10
     """Optimizer steps between log lines."""
+    patience: int | None = None
+    """Training ends after so many epochs without a better AP; by default never before `epochs`. It is looked
+    at when there is an AP, so every `eval_every` epochs."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Of convolutions and matrix products in training; weights, updates and the loss are fp32. `bf16` is
     about twice as fast where the processor knows it (AVX-512 BF16, AMX, Ampere and later)."""

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from hvdyolo.engine.early_stopping import BestScore
 from hvdyolo.engine.ema import MovingAverage
 from hvdyolo.utils.errors import DataError, MismatchError
 from hvdyolo.utils.files import storage_errors, sync_directory, write_atomically, write_json
@@ -41,6 +42,8 @@ class TrainingState:
         ema_updates: updates of the moving average.
         dataset: identity of the packed data.
         config: every setting, ``section.key`` to value.
+        best_epoch: epochs that were done at the evaluation with ``best_ap``.
+        evaluated_epoch: epochs that were done at the last evaluation.
     """
 
     step: int
@@ -50,6 +53,13 @@ class TrainingState:
     ema_updates: int
     dataset: str
     config: dict[str, Any]
+    best_epoch: int = 0
+    evaluated_epoch: int = 0
+
+    @property
+    def best_score(self) -> BestScore:
+        """What early stopping goes by."""
+        return BestScore(self.best_ap, self.best_epoch, self.evaluated_epoch)
 
 
 def save_checkpoint(
@@ -130,6 +140,9 @@ def read_state(path: Path) -> TrainingState:
     version = values.pop("format_version", None)
     if version != FORMAT_VERSION:
         raise MismatchError(f"{path} has checkpoint format {version}, this program reads {FORMAT_VERSION}.")
+    # Before patience came to be, nothing was noted of when AP was best: it is counted from here on.
+    values.setdefault("best_epoch", values["epoch"])
+    values.setdefault("evaluated_epoch", values["epoch"])
     return TrainingState(**values)
 
 

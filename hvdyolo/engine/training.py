@@ -142,7 +142,8 @@ def train_attempt(config: Config, inputs: Inputs, run: Path, resume: str, job: J
         config.optimizer, config.train.epochs, plan.batches_per_epoch, config.train.batch
     )
     state = on_first_rank(comm, "choose checkpoint", lambda: _starting_state(config, run, resume, training))
-    attempt.step, attempt.epoch = state.training.step, min(state.training.epoch, config.train.epochs - 1)
+    epochs = state.epochs(config)
+    attempt.step, attempt.epoch = state.training.step, min(state.training.epoch, epochs - 1)
     model, transfer = _build_model(config, training, comm)
     model.to(device)
     average = MovingAverage(model, config.optimizer.ema_decay, config.optimizer.ema_ramp)
@@ -185,7 +186,7 @@ def train_attempt(config: Config, inputs: Inputs, run: Path, resume: str, job: J
         build_assigner(model, config.loss.anchor_threshold),
         rank=comm.world.rank,
         size=comm.world.size,
-        epochs=config.train.epochs,
+        epochs=epochs,
         start_epoch=state.training.epoch,
         start_batch=state.training.batch,
         input_size=input_sizes.at,
@@ -200,7 +201,7 @@ def train_attempt(config: Config, inputs: Inputs, run: Path, resume: str, job: J
             learner,
             StepFeed(
                 iter(loader),
-                _step_ranges(schedule, state.training),
+                _step_ranges(schedule, state.training, epochs),
                 comm,
                 count_cells(model, len(plan.slots(comm.world.rank, comm.world.size))),
             ),
@@ -246,6 +247,11 @@ class _Start:
     training: TrainingState
     checkpoint: Path | None
 
+    def epochs(self, config: Config) -> int:
+        """Epochs to train in all: a run that has stopped early has none left."""
+        stopped = self.training.best_score.exhausts(config.train.patience)
+        return self.training.epoch if stopped else config.train.epochs
+
 
 def _starting_state(config: Config, run: Path, resume: str, training: PackedSplit) -> _Start:
     checkpoint = choose_checkpoint(run, resume)
@@ -288,8 +294,8 @@ def _build_model(
     return model, transfer
 
 
-def _step_ranges(schedule: TrainingSchedule, state: TrainingState) -> Iterator[StepRange]:
-    for epoch in range(state.epoch, schedule.epochs):
+def _step_ranges(schedule: TrainingSchedule, state: TrainingState, epochs: int) -> Iterator[StepRange]:
+    for epoch in range(state.epoch, epochs):
         yield from schedule.steps(epoch, state.batch if epoch == state.epoch else 0)
 
 

@@ -1,0 +1,116 @@
+"""Whole trainings of a tiny network, with scores that are given: what ranks must decide alike."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from hvdyolo.distributed.watchdog import Beacon
+from hvdyolo.engine import trainer
+from hvdyolo.engine.attempt import Attempt
+from hvdyolo.engine.checkpoint import latest_checkpoint, read_state
+from hvdyolo.engine.job import Job
+from hvdyolo.engine.training import check, train_attempt
+from hvdyolo.metrics.average_precision import CocoScores
+from hvdyolo.settings import read_config
+
+NETWORK = """
+depth_multiple: 1.0
+width_multiple: 1.0
+anchors: 2
+backbone:
+  - [-1, 1, Conv, [8, 3, 2]]
+  - [-1, 1, Conv, [8, 3, 2]]
+  - [-1, 1, Conv, [8, 3, 2]]
+head:
+  - [[2], 1, Detect, [nc, anchors]]
+"""
+
+SETTINGS = {
+    "loader.image_size": 32, "loader.workers": 0, "train.batch": 40, "train.epochs": 7, "train.log_every": 100,
+    "train.keep_checkpoints": 10, "optimizer.nominal_batch": 40, "augment.mosaic": 0,
+}  # fmt: skip
+
+
+def scored(ap: float) -> CocoScores:
+    return CocoScores(ap, ap, ap, ap, ap, ap, images=1, instances=1, classes={})
+
+
+@pytest.fixture
+def job(comm) -> Iterator[Job]:
+    beacon = Beacon()
+    yield Job(comm, torch.device("cpu"), beacon, cores=1, threads=1)
+    beacon.close()
+
+
+@dataclass
+class Training:
+    """One command on all ranks."""
+
+    job: Job
+    data: Path
+    folder: Path
+
+    def __call__(self, run: str, resume: str = "auto", **settings: object) -> Attempt:
+        description = self.folder / "network.yaml"
+        if self.job.comm.world.rank == 0:
+            description.write_text(NETWORK)
+            (self.folder / run).mkdir(exist_ok=True)
+        values = {**SETTINGS, **{key.replace("__", "."): value for key, value in settings.items()}}
+        values["model.description"] = description
+        words = [word for key, value in values.items() for word in (f"--{key}", str(value))]
+        self.job.comm.barrier("description")
+        config = read_config(None, words)
+        attempt = Attempt(1)
+        inputs = check(config, self.data, None, self.job)
+        train_attempt(config, inputs, self.folder / run, resume, self.job, attempt)
+        return attempt
+
+
+@pytest.fixture
+def training(job, synthetic, tmp_path) -> Training:
+    """In one folder of all ranks."""
+    return Training(job, synthetic, job.comm.broadcast_object("folder", tmp_path))
+
+
+@pytest.fixture
+def give_scores(monkeypatch) -> Callable[[Sequence[float]], None]:
+    """Let the evaluations to come have these scores."""
+
+    def give(scores: Sequence[float]) -> None:
+        coming = iter(scores)
+        monkeypatch.setattr(trainer, "evaluate", lambda *_: scored(next(coming)))
+
+    return give
+
+
+def test_ranks_stop_early_together_and_a_resumed_run_stops_at_the_same_epoch(
+    comm, training, give_scores
+) -> None:
+    scores = [0.1, 0.3, 0.2, 0.25, 0.9, 0.9, 0.9]
+    give_scores(scores)
+    attempt = training("whole", train__patience=2)
+    assert comm.gather_objects("stopped", attempt.epoch) == [3] * comm.world.size
+    assert "no better AP than 0.300 in the 2 epochs since epoch 2" in attempt.detail
+    checkpoint = latest_checkpoint(training.folder / "whole" / "checkpoints")
+    state = read_state(checkpoint)
+    assert (state.epoch, state.best_epoch, state.evaluated_epoch) == (4, 2, 4)
+    assert (training.folder / "whole" / "weights" / "last.safetensors").exists()
+
+    # From the checkpoint of the third epoch, in which patience had begun to run out.
+    give_scores(scores[3:])
+    third = training.folder / "whole" / "checkpoints" / f"step-{state.step // 4 * 3:08d}"
+    assert read_state(third).epoch == 3
+    resumed = training("resumed", str(third), train__patience=2)
+    assert (resumed.epoch, resumed.step) == (3, state.step)
+    assert resumed.detail == attempt.detail
+
+    # The same command again has nothing to do, and says why. More patience goes on.
+    give_scores([])
+    again = training("whole", train__patience=2)
+    assert (again.epoch, again.step, again.detail) == (3, state.step, attempt.detail)
+    give_scores(scores[4:])
+    longer = training("whole", train__patience=3)
+    assert (longer.epoch, longer.detail) == (6, "")
