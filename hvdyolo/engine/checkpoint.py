@@ -44,6 +44,7 @@ class TrainingState:
         config: every setting, ``section.key`` to value.
         best_epoch: epochs that were done at the evaluation with ``best_ap``.
         evaluated_epoch: epochs that were done at the last evaluation.
+        anchors: what was found of the anchors before the first epoch, for `derived.json`; ``None``: nothing.
     """
 
     step: int
@@ -55,6 +56,7 @@ class TrainingState:
     config: dict[str, Any]
     best_epoch: int = 0
     evaluated_epoch: int = 0
+    anchors: dict[str, Any] | None = None
 
     @property
     def best_score(self) -> BestScore:

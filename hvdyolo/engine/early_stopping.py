@@ -1,7 +1,7 @@
 """When training has gone on long enough without a better score.
 
-Scores are merged before they are compared, so every rank takes the same decision without asking the others, and
-what it is taken from is in the checkpoint, so a resumed run takes it at the same epoch.
+Scores are merged before they are compared, so every rank takes the same decision without asking the others,
+and what it is taken from is in the checkpoint, so a resumed run takes it at the same epoch.
 """
 
 from dataclasses import dataclass

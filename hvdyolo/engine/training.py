@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,6 +17,7 @@ from hvdyolo.data.worker_count import with_workers
 from hvdyolo.distributed.communicator import Communicator
 from hvdyolo.engine.agreement import on_every_rank, on_first_rank
 from hvdyolo.engine.attempt import Attempt, begin_attempt
+from hvdyolo.engine.auto_anchor import fit_model_anchors
 from hvdyolo.engine.checkpoint import TrainingState, load_tensors
 from hvdyolo.engine.ema import MovingAverage
 from hvdyolo.engine.feed import CellCounts, StepFeed
@@ -145,6 +147,8 @@ def train_attempt(config: Config, inputs: Inputs, run: Path, resume: str, job: J
     epochs = state.epochs(config)
     attempt.step, attempt.epoch = state.training.step, min(state.training.epoch, epochs - 1)
     model, transfer = _build_model(config, training, comm)
+    if state.checkpoint is None:
+        state = state.noting(anchors=_check_anchors(config, model, transfer, training, comm))
     model.to(device)
     average = MovingAverage(model, config.optimizer.ema_decay, config.optimizer.ema_ramp)
     optimizer = build_optimizer(
@@ -193,7 +197,9 @@ def train_attempt(config: Config, inputs: Inputs, run: Path, resume: str, job: J
     )
     journal = Journal(run, state.training.step) if comm.world.rank == 0 else None
     try:
-        _record_derived(config, run, job, schedule, model, transfer, training, loader.workers, input_sizes)
+        _record_derived(
+            config, run, job, schedule, model, transfer, state.training, training, loader.workers, input_sizes
+        )
         trainer = Trainer(
             replace(config, loader=loading),
             run,
@@ -247,6 +253,10 @@ class _Start:
     training: TrainingState
     checkpoint: Path | None
 
+    def noting(self, anchors: dict[str, Any] | None) -> "_Start":
+        """With what has been found of the anchors."""
+        return replace(self, training=replace(self.training, anchors=anchors))
+
     def epochs(self, config: Config) -> int:
         """Epochs to train in all: a run that has stopped early has none left."""
         stopped = self.training.best_score.exhausts(config.train.patience)
@@ -284,14 +294,27 @@ def _build_model(
         LOGGER.info("took %d of %d tensors from %s", transfer.taken, transfer.total, weights)
         for name, reason in transfer.left.items():
             LOGGER.info("  not %s: %s", name, reason)
-    if isinstance(model.description["anchors"], int) and (transfer is None or transfer.keeps_anchors):
-        LOGGER.warning(
-            "%s leaves its anchors to be fitted: squares of 2 to 8 strides stand in for them; a YAML file "
-            "can give others",
-            config.model.description,
-        )
     freeze(model, config.model.freeze or "")
     return model, transfer
+
+
+def _check_anchors(
+    config: Config,
+    model: DetectionModel,
+    transfer: Transfer | None,
+    training: PackedSplit,
+    comm: Communicator,
+) -> dict[str, Any] | None:
+    """Fit the model's anchors to the training boxes where that is due; returns what the run notes of it."""
+    # The anchors of other weights are not stand-ins, whatever the description says.
+    own = transfer is None or transfer.keeps_anchors
+    stand_ins = own and isinstance(model.description["anchors"], int)
+    if not (config.model.auto_anchor or stand_ins):
+        return None
+    threshold, seed = config.loss.anchor_threshold, config.train.seed
+    return asdict(
+        fit_model_anchors(model, training, comm, threshold=threshold, seed=seed, stand_ins=stand_ins)
+    )
 
 
 def _step_ranges(schedule: TrainingSchedule, state: TrainingState, epochs: int) -> Iterator[StepRange]:
@@ -306,6 +329,7 @@ def _record_derived(
     schedule: TrainingSchedule,
     model: DetectionModel,
     transfer: Transfer | None,
+    state: TrainingState,
     training: PackedSplit,
     workers: int,
     input_sizes: InputSizes,
@@ -325,6 +349,7 @@ def _record_derived(
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "frozen_parameters": sum(p.numel() for p in model.parameters() if not p.requires_grad),
         "weights": None if transfer is None else asdict(transfer),
+        "anchors": {"pixels": model.anchors_pixels.tolist(), **(state.anchors or {})},
         "batches_per_epoch": schedule.batches,
         "accumulation": schedule.accumulation,
         "input_sizes": input_sizes.choices,

@@ -1,5 +1,6 @@
 """Whole trainings of a tiny network, with scores that are given: what ranks must decide alike."""
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,12 +9,13 @@ import pytest
 import torch
 
 from hvdyolo.distributed.watchdog import Beacon
-from hvdyolo.engine import trainer
+from hvdyolo.engine import auto_anchor, trainer
 from hvdyolo.engine.attempt import Attempt
 from hvdyolo.engine.checkpoint import latest_checkpoint, read_state
 from hvdyolo.engine.job import Job
 from hvdyolo.engine.training import check, train_attempt
 from hvdyolo.metrics.average_precision import CocoScores
+from hvdyolo.models.build import load_model
 from hvdyolo.settings import read_config
 
 NETWORK = """
@@ -29,8 +31,8 @@ head:
 """
 
 SETTINGS = {
-    "loader.image_size": 32, "loader.workers": 0, "train.batch": 40, "train.epochs": 7, "train.log_every": 100,
-    "train.keep_checkpoints": 10, "optimizer.nominal_batch": 40, "augment.mosaic": 0,
+    "loader.image_size": 32, "loader.workers": 0, "augment.mosaic": 0, "optimizer.nominal_batch": 40,
+    "train.batch": 40, "train.epochs": 7, "train.log_every": 100, "train.keep_checkpoints": 10,
 }  # fmt: skip
 
 
@@ -86,9 +88,11 @@ def give_scores(monkeypatch) -> Callable[[Sequence[float]], None]:
     return give
 
 
-def test_ranks_stop_early_together_and_a_resumed_run_stops_at_the_same_epoch(
-    comm, training, give_scores
+def test_ranks_stop_early_together_and_resume_with_the_same_anchors_and_patience(
+    comm, training, give_scores, monkeypatch
 ) -> None:
+    if comm.world.size > 2:
+        pytest.skip("two ranks show it")
     scores = [0.1, 0.3, 0.2, 0.25, 0.9, 0.9, 0.9]
     give_scores(scores)
     attempt = training("whole", train__patience=2)
@@ -100,12 +104,22 @@ def test_ranks_stop_early_together_and_a_resumed_run_stops_at_the_same_epoch(
     assert (training.folder / "whole" / "weights" / "last.safetensors").exists()
 
     # From the checkpoint of the third epoch, in which patience had begun to run out.
+    monkeypatch.setattr(auto_anchor, "fit_anchors", None)  # what is fitted once is in the checkpoint
     give_scores(scores[3:])
     third = training.folder / "whole" / "checkpoints" / f"step-{state.step // 4 * 3:08d}"
     assert read_state(third).epoch == 3
     resumed = training("resumed", str(third), train__patience=2)
     assert (resumed.epoch, resumed.step) == (3, state.step)
     assert resumed.detail == attempt.detail
+
+    anchors = json.loads((training.folder / "whole" / "derived.json").read_text())["anchors"]
+    assert anchors["fitted"]
+    assert read_state(checkpoint).anchors == {key: anchors[key] for key in anchors if key != "pixels"}
+    weights = load_model(training.folder / "whole" / "weights" / "last.safetensors")
+    assert weights.anchors_pixels.tolist() == anchors["pixels"]
+    assert [[x for wh in level for x in wh] for level in anchors["pixels"]] == weights.description["anchors"]
+    # Neither read again nor lost, in a resumed run.
+    assert json.loads((training.folder / "resumed" / "derived.json").read_text())["anchors"] == anchors
 
     # The same command again has nothing to do, and says why. More patience goes on.
     give_scores([])
