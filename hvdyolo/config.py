@@ -173,6 +173,9 @@ class TrainConfig:
     """Checkpoints kept; older ones go once a newer one verifies."""
     log_every: int = 10
     """Optimizer steps between log lines."""
+    image_weighting: bool = False
+    """Draw images with replacement, those with rare and badly found classes more often, instead of each once
+    an epoch (docs/training_anchors.md)."""
     patience: int | None = None
     """Training ends after so many epochs without a better AP; by default never before `epochs`. It is looked
     at when there is an AP, so every `eval_every` epochs."""

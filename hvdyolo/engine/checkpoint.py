@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,7 @@ class TrainingState:
         best_epoch: epochs that were done at the evaluation with ``best_ap``.
         evaluated_epoch: epochs that were done at the last evaluation.
         anchors: what was found of the anchors before the first epoch, for `derived.json`; ``None``: nothing.
+        class_scores: the latest evaluations for image weighting: epochs that were done, and each class's AP.
     """
 
     step: int
@@ -57,6 +59,7 @@ class TrainingState:
     best_epoch: int = 0
     evaluated_epoch: int = 0
     anchors: dict[str, Any] | None = None
+    class_scores: Sequence[tuple[int, Sequence[float]]] = ()
 
     @property
     def best_score(self) -> BestScore:

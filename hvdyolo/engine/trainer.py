@@ -22,6 +22,7 @@ from hvdyolo.engine.attempt import Attempt
 from hvdyolo.engine.checkpoint import TrainingState, save_checkpoint
 from hvdyolo.engine.evaluator import evaluate
 from hvdyolo.engine.feed import Report, Step, StepFeed
+from hvdyolo.engine.image_weighting import ImageWeighting
 from hvdyolo.engine.journal import LOGGER, Journal
 from hvdyolo.engine.learner import Learner
 from hvdyolo.engine.optimizer import base_lr
@@ -79,6 +80,7 @@ class Trainer:
         learner: Learner,
         feed: StepFeed,
         validation: PackedSplit,
+        weighting: ImageWeighting | None,
         state: TrainingState,
         journal: Journal | None,
         beacon: Beacon,
@@ -90,6 +92,7 @@ class Trainer:
         self.learner = learner
         self.feed = feed
         self.validation = validation
+        self.weighting = weighting
         self.beacon = beacon
         self.stop = stop
         self.attempt = attempt
@@ -194,6 +197,8 @@ class Trainer:
                 f.name: getattr(scores, f.name) for f in dataclasses.fields(scores) if f.name.startswith("ap")
             }
             self._save_weights(scores, done)
+            if self.weighting is not None:
+                self.weighting.note(done, [scores.classes[name]["ap"] for name in self.validation.names])
             LOGGER.info(
                 "epoch %d/%d  AP %.3f  AP50 %.3f  (%d images, %d boxes)",
                 done, self.config.train.epochs, scores.ap, scores.ap50, scores.images, scores.instances,
@@ -244,6 +249,7 @@ class Trainer:
             best_ap=self._best.ap,
             best_epoch=self._best.epoch,
             evaluated_epoch=self._best.evaluated,
+            class_scores=() if self.weighting is None else tuple(self.weighting.evaluations.items()),
             ema_updates=self.learner.average.updates,
         )
         self.beacon.beat("save", self.learner.step, waits=self.comm.world.rank != 0)

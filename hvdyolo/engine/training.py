@@ -21,6 +21,7 @@ from hvdyolo.engine.auto_anchor import fit_model_anchors
 from hvdyolo.engine.checkpoint import TrainingState, load_tensors
 from hvdyolo.engine.ema import MovingAverage
 from hvdyolo.engine.feed import CellCounts, StepFeed
+from hvdyolo.engine.image_weighting import Evaluations, ImageWeighting, check_image_weighting
 from hvdyolo.engine.input_size import InputSizes
 from hvdyolo.engine.job import Job, open_job
 from hvdyolo.engine.journal import LOGGER, Journal
@@ -100,7 +101,9 @@ def check(config: Config, data: Path, stage: str | None, job: Job) -> Inputs:
     shards = local_shards(data, ("train", "val"), stage, lambda: job.beacon.beat("stage", 0))
     training = PackedSplit(data, "train", verify=config.loader.verify, shards=shards)
     validation = PackedSplit(data, "val", verify=config.loader.verify, shards=shards)
-    return Inputs(training, validation, build_plan(config, len(training)))
+    plan = build_plan(config, len(training))
+    check_image_weighting(config, build_schedule(config, plan))
+    return Inputs(training, validation, plan)
 
 
 def build_plan(config: Config, samples: int) -> BatchPlan:
@@ -112,6 +115,11 @@ def build_plan(config: Config, samples: int) -> BatchPlan:
         order=config.loader.order,
         partners=config.augment.partners,
     )
+
+
+def build_schedule(config: Config, plan: BatchPlan) -> TrainingSchedule:
+    """When the optimizer steps, and with which rates."""
+    return TrainingSchedule(config.optimizer, config.train.epochs, plan.batches_per_epoch, config.train.batch)
 
 
 def check_image_size(key: str, size: int, model: DetectionModel) -> None:
@@ -140,9 +148,7 @@ def train_attempt(config: Config, inputs: Inputs, run: Path, resume: str, job: J
     loading = with_workers(config.loader, job.cores)
     stop = StopRequest()
     beacon.beat("build", 0)
-    schedule = TrainingSchedule(
-        config.optimizer, config.train.epochs, plan.batches_per_epoch, config.train.batch
-    )
+    schedule = build_schedule(config, plan)
     state = on_first_rank(comm, "choose checkpoint", lambda: _starting_state(config, run, resume, training))
     epochs = state.epochs(config)
     attempt.step, attempt.epoch = state.training.step, min(state.training.epoch, epochs - 1)
@@ -182,6 +188,9 @@ def train_attempt(config: Config, inputs: Inputs, run: Path, resume: str, job: J
         step=state.training.step,
     )
     input_sizes = build_input_sizes(config, schedule, model)
+    weighting = on_every_rank(
+        comm, "image weights", lambda: build_image_weighting(config, training, state.training.class_scores)
+    )
     loader = TrainLoader(
         training,
         plan,
@@ -194,6 +203,7 @@ def train_attempt(config: Config, inputs: Inputs, run: Path, resume: str, job: J
         start_epoch=state.training.epoch,
         start_batch=state.training.batch,
         input_size=input_sizes.at,
+        draw=None if weighting is None else weighting.draw,
     )
     journal = Journal(run, state.training.step) if comm.world.rank == 0 else None
     try:
@@ -212,6 +222,7 @@ def train_attempt(config: Config, inputs: Inputs, run: Path, resume: str, job: J
                 count_cells(model, len(plan.slots(comm.world.rank, comm.world.size))),
             ),
             inputs.validation,
+            weighting,
             state.training,
             journal,
             beacon,
@@ -244,6 +255,13 @@ def build_input_sizes(config: Config, schedule: TrainingSchedule, model: Detecti
         model.size_multiple,
         config.augment.multi_scale,
     )
+
+
+def build_image_weighting(
+    config: Config, training: PackedSplit, evaluations: Evaluations = ()
+) -> ImageWeighting | None:
+    """What draws the images, if it is not the plan."""
+    return ImageWeighting(training, config.train.seed, evaluations) if config.train.image_weighting else None
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Whole trainings of a tiny network, with scores that are given: what ranks must decide alike."""
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from hvdyolo.distributed.watchdog import Beacon
 from hvdyolo.engine import auto_anchor, trainer
@@ -36,8 +38,10 @@ SETTINGS = {
 }  # fmt: skip
 
 
-def scored(ap: float) -> CocoScores:
-    return CocoScores(ap, ap, ap, ap, ap, ap, images=1, instances=1, classes={})
+def scored(ap: float, names: Sequence[str]) -> CocoScores:
+    """The first class is found as well as that, the second half as well, and so on."""
+    classes = {name: {"ap": ap / number} for number, name in enumerate(names, 1)}
+    return CocoScores(ap, ap, ap, ap, ap, ap, images=1, instances=1, classes=classes)
 
 
 @pytest.fixture
@@ -83,7 +87,7 @@ def give_scores(monkeypatch) -> Callable[[Sequence[float]], None]:
 
     def give(scores: Sequence[float]) -> None:
         coming = iter(scores)
-        monkeypatch.setattr(trainer, "evaluate", lambda *_: scored(next(coming)))
+        monkeypatch.setattr(trainer, "evaluate", lambda model, split, *_: scored(next(coming), split.names))
 
     return give
 
@@ -128,3 +132,46 @@ def test_ranks_stop_early_together_and_resume_with_the_same_anchors_and_patience
     give_scores(scores[4:])
     longer = training("whole", train__patience=3)
     assert (longer.epoch, longer.detail) == (6, "")
+
+
+def test_images_drawn_by_weight_are_the_same_in_a_resumed_run(comm, training, give_scores) -> None:
+    """Of each epoch the scores that count are one epoch old, and a checkpoint has those of two."""
+    if comm.world.size > 2:
+        pytest.skip("sums over more ranks differ in bits")
+    weighted = {"train__image_weighting": True, "train__epochs": 4, "train__batch": 8}
+    scores = [0.9, 0.1, 0.8, 0.2]
+    give_scores(scores)
+    whole = training("weighted", optimizer__nominal_batch=8, **weighted)
+    assert (whole.step, whole.epoch) == (4 * 5, 3)
+    checkpoints = training.folder / "weighted" / "checkpoints"
+    state = read_state(checkpoints / "step-00000010")
+    assert [[epoch, scores[0]] for epoch, scores in state.class_scores] == [[1, 0.9], [2, 0.1]]
+
+    give_scores(scores[2:])
+    training(
+        "goes on",
+        str(checkpoints / "step-00000010"),
+        optimizer__nominal_batch=8,
+        loader__prefetch=1,
+        **weighted,
+    )
+    # With another last score but one before the checkpoint, the last two epochs are others.
+    path = checkpoints / "step-00000010" / "state.json"
+    if comm.world.rank == 0:
+        values = json.loads(path.read_text())
+        values["class_scores"][0][1] = [0.0, 0.0, 0.0, 0.99]
+        path.write_text(json.dumps(values))
+        manifest = path.with_name("MANIFEST.json")
+        digests = json.loads(manifest.read_text())
+        digests["sha256"]["state.json"] = hashlib.sha256(path.read_bytes()).hexdigest()
+        manifest.write_text(json.dumps(digests))
+    comm.barrier("changed")
+    give_scores(scores[2:])
+    training("otherwise", str(checkpoints / "step-00000010"), optimizer__nominal_batch=8, **weighted)
+    last = {
+        run: load_file(training.folder / run / "checkpoints" / "step-00000020" / "model.safetensors")
+        for run in ("weighted", "goes on", "otherwise")
+    }
+    weights = "model.3.m.0.weight"
+    assert last["goes on"][weights].equal(last["weighted"][weights])
+    assert not last["otherwise"][weights].equal(last["weighted"][weights])
