@@ -11,12 +11,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from hvdyolo.config import Config
 from hvdyolo.data.box_sizes import draw_box_sizes
 from hvdyolo.data.random import Purpose, sample_generator
 from hvdyolo.data.reader import PackedSplit
 from hvdyolo.distributed.communicator import Communicator
 from hvdyolo.engine.agreement import on_first_rank
 from hvdyolo.engine.journal import LOGGER
+from hvdyolo.engine.transfer import Transfer
 from hvdyolo.models.build import DetectionModel
 from hvdyolo.objective.anchors import best_possible_recall, fit_anchors
 
@@ -40,6 +42,22 @@ class AnchorCheck:
     recall_before: float
     recall: float
     fitted: bool
+
+
+def check_anchors(
+    config: Config, model: DetectionModel, transfer: Transfer | None, split: PackedSplit, comm: Communicator
+) -> AnchorCheck | None:
+    """Look at the anchors of a model that is to begin with ``split``, if settings or description ask for it.
+
+    ``transfer`` is what it has from other weights: their anchors are no stand-ins, whatever the description
+    says.
+    """
+    own = transfer is None or transfer.keeps_anchors
+    stand_ins = own and isinstance(model.description["anchors"], int)
+    if not (config.model.auto_anchor or stand_ins):
+        return None
+    threshold, seed = config.loss.anchor_threshold, config.train.seed
+    return fit_model_anchors(model, split, comm, threshold=threshold, seed=seed, stand_ins=stand_ins)
 
 
 def fit_model_anchors(

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -17,7 +16,7 @@ from hvdyolo.data.worker_count import with_workers
 from hvdyolo.distributed.communicator import Communicator
 from hvdyolo.engine.agreement import on_every_rank, on_first_rank
 from hvdyolo.engine.attempt import Attempt, begin_attempt
-from hvdyolo.engine.auto_anchor import fit_model_anchors
+from hvdyolo.engine.auto_anchor import AnchorCheck, check_anchors
 from hvdyolo.engine.checkpoint import TrainingState, load_tensors
 from hvdyolo.engine.ema import MovingAverage
 from hvdyolo.engine.feed import CellCounts, StepFeed
@@ -154,7 +153,7 @@ def train_attempt(config: Config, inputs: Inputs, run: Path, resume: str, job: J
     attempt.step, attempt.epoch = state.training.step, min(state.training.epoch, epochs - 1)
     model, transfer = _build_model(config, training, comm)
     if state.checkpoint is None:
-        state = state.noting(anchors=_check_anchors(config, model, transfer, training, comm))
+        state = state.noting(anchors=check_anchors(config, model, transfer, training, comm))
     model.to(device)
     average = MovingAverage(model, config.optimizer.ema_decay, config.optimizer.ema_ramp)
     optimizer = build_optimizer(
@@ -271,9 +270,10 @@ class _Start:
     training: TrainingState
     checkpoint: Path | None
 
-    def noting(self, anchors: dict[str, Any] | None) -> "_Start":
+    def noting(self, anchors: AnchorCheck | None) -> "_Start":
         """With what has been found of the anchors."""
-        return replace(self, training=replace(self.training, anchors=anchors))
+        found = None if anchors is None else asdict(anchors)
+        return replace(self, training=replace(self.training, anchors=found))
 
     def epochs(self, config: Config) -> int:
         """Epochs to train in all: a run that has stopped early has none left."""
@@ -314,25 +314,6 @@ def _build_model(
             LOGGER.info("  not %s: %s", name, reason)
     freeze(model, config.model.freeze or "")
     return model, transfer
-
-
-def _check_anchors(
-    config: Config,
-    model: DetectionModel,
-    transfer: Transfer | None,
-    training: PackedSplit,
-    comm: Communicator,
-) -> dict[str, Any] | None:
-    """Fit the model's anchors to the training boxes where that is due; returns what the run notes of it."""
-    # The anchors of other weights are not stand-ins, whatever the description says.
-    own = transfer is None or transfer.keeps_anchors
-    stand_ins = own and isinstance(model.description["anchors"], int)
-    if not (config.model.auto_anchor or stand_ins):
-        return None
-    threshold, seed = config.loss.anchor_threshold, config.train.seed
-    return asdict(
-        fit_model_anchors(model, training, comm, threshold=threshold, seed=seed, stand_ins=stand_ins)
-    )
 
 
 def _step_ranges(schedule: TrainingSchedule, state: TrainingState, epochs: int) -> Iterator[StepRange]:

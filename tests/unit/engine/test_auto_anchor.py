@@ -10,9 +10,11 @@ from hvdyolo.data.box_sizes import draw_box_sizes
 from hvdyolo.data.reader import PackedSplit
 from hvdyolo.distributed.single import SingleProcess
 from hvdyolo.engine import auto_anchor
-from hvdyolo.engine.auto_anchor import AnchorCheck, fit_model_anchors
+from hvdyolo.engine.auto_anchor import AnchorCheck, check_anchors, fit_model_anchors
+from hvdyolo.engine.transfer import Transfer
 from hvdyolo.models.build import DetectionModel, build_model
 from hvdyolo.objective.anchors import best_possible_recall
+from hvdyolo.settings import read_config
 
 HUGE = torch.tensor([[[400.0, 400], [500, 500], [600, 600]]]).repeat(3, 1, 1)
 
@@ -104,3 +106,26 @@ def test_too_few_boxes_leave_what_there_is(check, monkeypatch, caplog) -> None:
     assert (found.fitted, found.boxes) == (False, 5)
     assert made.anchors_pixels.equal(before)
     assert "5 boxes are too few" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("description", "automatic", "transfer", "anchors", "fitted"),
+    [
+        ("yolov5n", True, None, None, False),  # good enough
+        ("yolov5n", True, None, HUGE, True),
+        ("yolov5n", False, None, HUGE, None),  # not looked at
+        ("yolov5n-p2", False, None, None, True),  # there are none to keep
+        ("yolov5n-p2", True, Transfer(1, 1, {}), None, False),  # those of the weights, and good enough
+        ("yolov5n-p2", False, Transfer(1, 1, {}), None, None),
+        ("yolov5n-p2", False, Transfer(1, 2, {"model.27.anchors": "not there"}), None, True),
+    ],
+)
+def test_settings_description_and_weights_decide_what_is_looked_at(
+    split: PackedSplit, description, automatic, transfer, anchors, fitted
+) -> None:
+    made = model(description)
+    if anchors is not None:
+        made.set_anchors(anchors)
+    config = read_config(None, ["--model.auto_anchor", str(automatic).lower()])
+    found = check_anchors(config, made, transfer, split, SingleProcess())
+    assert (None if found is None else found.fitted) == fitted
