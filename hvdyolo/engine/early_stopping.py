@@ -33,7 +33,5 @@ class BestScore:
 
     def verdict(self) -> str:
         """Why training ends when patience is exhausted."""
-        return (
-            f"stopped early after epoch {self.evaluated}: no better AP than {self.ap:.3f} "
-            f"in the {self.evaluated - self.epoch} epochs since epoch {self.epoch}"
-        )
+        best = f"since epoch {self.epoch} ({self.ap:.3f})"
+        return f"stopped early after epoch {self.evaluated}: no better AP {best}"

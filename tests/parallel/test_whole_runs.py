@@ -101,7 +101,7 @@ def test_ranks_stop_early_together_and_resume_with_the_same_anchors_and_patience
     give_scores(scores)
     attempt = training("whole", train__patience=2)
     assert comm.gather_objects("stopped", attempt.epoch) == [3] * comm.world.size
-    assert "no better AP than 0.300 in the 2 epochs since epoch 2" in attempt.detail
+    assert attempt.detail == "stopped early after epoch 4: no better AP since epoch 2 (0.300)"
     checkpoint = latest_checkpoint(training.folder / "whole" / "checkpoints")
     state = read_state(checkpoint)
     assert (state.epoch, state.best_epoch, state.evaluated_epoch) == (4, 2, 4)

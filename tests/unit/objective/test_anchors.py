@@ -50,12 +50,14 @@ def test_recall_is_what_the_assignment_takes() -> None:
     assert 50 < len(taken) < 250
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", [0, 8, 15])  # k-means begun once puts two means into one cluster at 8 and 15
 def test_planted_clusters_are_found(seed: int) -> None:
-    planted = sizes((8, 12), (30, 10), (25, 60), (90, 100), (300, 120), (200, 400))
+    planted = sizes(
+        (8, 12), (30, 10), (12, 40), (25, 60), (70, 30), (40, 200), (90, 100), (300, 120), (200, 400)
+    )  # fmt: skip
     random = np.random.default_rng(seed)
-    boxes = np.repeat(planted, 40, 0) * random.uniform(0.95, 1.05, (240, 2)).astype(np.float32)
-    found = fit_anchors(boxes, 6, 4.0, generator(seed))
+    boxes = np.repeat(planted, 40, 0) * random.uniform(0.95, 1.05, (360, 2)).astype(np.float32)
+    found = fit_anchors(boxes, 9, 4.0, generator(seed))
     areas = found.prod(1)
     assert (np.diff(areas) > 0).all()
     np.testing.assert_allclose(found, planted[planted.prod(1).argsort()], rtol=0.06)
