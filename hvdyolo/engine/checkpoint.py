@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,7 @@ class TrainingState:
     best_epoch: int = 0
     evaluated_epoch: int = 0
     anchors: dict[str, Any] | None = None
-    class_scores: Sequence[tuple[int, Sequence[float]]] = ()
+    class_scores: Sequence[tuple[int, Sequence[float]]] = field(default_factory=list)
 
     @property
     def best_score(self) -> BestScore:

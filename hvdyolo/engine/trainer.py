@@ -249,7 +249,7 @@ class Trainer:
             best_ap=self._best.ap,
             best_epoch=self._best.epoch,
             evaluated_epoch=self._best.evaluated,
-            class_scores=() if self.weighting is None else tuple(self.weighting.evaluations.items()),
+            class_scores=[] if self.weighting is None else list(self.weighting.evaluations.items()),
             ema_updates=self.learner.average.updates,
         )
         self.beacon.beat("save", self.learner.step, waits=self.comm.world.rank != 0)
