@@ -20,6 +20,10 @@ class ModelConfig:
     freeze: str | None = None
     """What is held fixed, norms' statistics included: rows (`0-9, 12`), `backbone`, `neck`, `head`, patterns
     of names (`*.bn.*`), with commas between them."""
+    auto_anchor: bool = True
+    """Fit the anchors to the training boxes before the first epoch, where those that there are take less than
+    98 % of the boxes (`loss.anchor_threshold`) and fitted ones take more. A description that gives no anchors
+    has them fitted in any case."""
 
 
 @dataclass(frozen=True)
@@ -189,6 +193,12 @@ class TrainConfig:
     """Checkpoints kept; older ones go once a newer one verifies."""
     log_every: int = 10
     """Optimizer steps between log lines."""
+    image_weighting: bool = False
+    """Draw images with replacement, those with rare and badly found classes more often, instead of each once
+    an epoch (docs/training_anchors.md)."""
+    patience: int | None = None
+    """Training ends after so many epochs without a better AP; by default never before `epochs`. It is looked
+    at when there is an AP, so every `eval_every` epochs."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Of convolutions and matrix products in training; weights, updates and the loss are fp32. `bf16` is
     about twice as fast where the processor knows it (AVX-512 BF16, AMX, Ampere and later)."""
@@ -202,6 +212,9 @@ class EvaluationConfig:
     """Side of the network input, pixels; the weights' own size by default."""
     batch: int = 16
     """Images a forward pass on one rank."""
+    rectangular: bool = False
+    """Put images of like shapes into a batch and compute no more of the square than the batch needs, in
+    multiples of the largest stride: a quarter less for photographs of 4:3 at 640 pixels."""
     confidence: float = 0.001
     """Boxes with a lower score are dropped before suppression."""
     iou: float = 0.6

@@ -27,6 +27,7 @@ _RULES: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
     ("train.checkpoint_every", "at least 1", lambda v: v >= 1),
     ("train.keep_checkpoints", "at least 1", lambda v: v >= 1),
     ("train.log_every", "at least 1", lambda v: v >= 1),
+    ("train.patience", "at least 1", lambda v: v is None or v >= 1),
     ("loader.image_size", "at least 32", lambda v: v >= 32),
     ("loader.workers", "0 or more", lambda v: v is None or v >= 0),
     ("loader.prefetch", "at least 1", lambda v: v >= 1),

@@ -1,5 +1,6 @@
 """Batches for evaluation: every image once, letterboxed, loaded by worker processes."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from hvdyolo.config import LoaderConfig
 from hvdyolo.data.buffers import SharedImages
 from hvdyolo.data.decoding import pixels_of
+from hvdyolo.data.evaluation_batches import InputBatch, rectangular_batches, square_batches
 from hvdyolo.data.images import letterbox_into
 from hvdyolo.data.reader import PackedSplit
 from hvdyolo.data.work import WorkResults
@@ -24,7 +26,7 @@ class EvaluationBatch:
 
     samples: tuple[int, ...]
     images: Tensor
-    """uint8 (B, size, size, 3) RGB."""
+    """uint8 (B, H, W, 3) RGB."""
     letterboxes: tuple[Letterbox, ...]
     """From each stored image to the input, and back."""
     labels: tuple[NDArray[np.float32], ...]
@@ -34,7 +36,7 @@ class EvaluationBatch:
 
 
 class EvaluationLoader:
-    """A rank's share of a split, every ``size``-th sample from ``rank`` on, letterboxed.
+    """A rank's share of a split, letterboxed to squares of ``image_size``, or to rectangles of like images.
 
     Each iteration goes through the share once, with workers of its own.
     """
@@ -48,15 +50,19 @@ class EvaluationLoader:
         batch: int,
         rank: int,
         size: int,
+        multiple: int | None = None,
     ) -> None:
-        share = range(rank, len(split), size)
-        parts = (share[first : first + batch] for first in range(0, len(share), batch))
-        self._tasks = list(enumerate(parts))
+        """``multiple``: of the sides of rectangles, pixels; without it, inputs are squares."""
+        if multiple is None:
+            share = square_batches(split, image_size, batch, rank, size)
+        else:
+            share = rectangular_batches(split, image_size, batch, multiple, rank, size)
+        self._tasks = list(enumerate(share))
         self._batch = batch
         self.workers = min(worker_count(loader), len(self._tasks))
         self._prefetch = loader.prefetch
         self._work = _LoadLetterboxed(split, loader.max_pixels, image_size)
-        self._results: WorkResults[tuple[int, range], EvaluationBatch] | None = None
+        self._results: WorkResults[tuple[int, InputBatch], EvaluationBatch] | None = None
 
     def __len__(self) -> int:
         """Batches of an iteration."""
@@ -73,15 +79,15 @@ class EvaluationLoader:
         return SharedImages.allocate(self.workers, self._prefetch, self._batch, self._work.image_size)
 
     def _batches(
-        self, results: "WorkResults[tuple[int, range], EvaluationBatch]", work: "_LoadLetterboxed"
+        self, results: "WorkResults[tuple[int, InputBatch], EvaluationBatch]", work: "_LoadLetterboxed"
     ) -> Iterator[EvaluationBatch]:
         try:
-            for (number, samples), batch in zip(self._tasks, results, strict=True):
+            for (number, inputs), batch in zip(self._tasks, results, strict=True):
                 if work.shared is None:
                     yield batch
                 else:
                     # A copy, for the worker goes on to fill that memory.
-                    yield replace(batch, images=work.images(number, len(samples)).clone())
+                    yield replace(batch, images=work.images(number, inputs).clone())
         finally:
             results.close()
 
@@ -107,17 +113,24 @@ class _LoadLetterboxed:
     shared: SharedImages | None = None
     """Where workers leave their images."""
 
-    def images(self, number: int, count: int) -> Tensor:
+    def images(self, number: int, inputs: InputBatch) -> Tensor:
         """Memory for the images of a batch."""
+        shape = (len(inputs.samples), inputs.height, inputs.width, 3)
         if self.shared is None:
-            return torch.empty((count, self.image_size, self.image_size, 3), dtype=torch.uint8)
+            return torch.empty(shape, dtype=torch.uint8)
         turn, worker = divmod(number, len(self.shared.ring))
-        return self.shared.batch(worker, turn, count)
+        # A rectangle takes the beginning of what is there for squares.
+        memory = self.shared.batch(worker, turn, len(inputs.samples)).flatten()
+        return memory[: math.prod(shape)].view(shape)
 
-    def __call__(self, task: tuple[int, range], /) -> EvaluationBatch:
-        number, samples = task
-        letterboxes = tuple(fit_letterbox(*self.split.size(sample), self.image_size) for sample in samples)
-        images = self.images(number, len(samples)).fill_(FILL)
+    def __call__(self, task: tuple[int, InputBatch], /) -> EvaluationBatch:
+        number, inputs = task
+        samples = inputs.samples
+        letterboxes = tuple(
+            fit_letterbox(*self.split.size(sample), self.image_size).within(inputs.height, inputs.width)
+            for sample in samples
+        )
+        images = self.images(number, inputs).fill_(FILL)
         for image, sample, letterbox, encoded in zip(
             images.numpy(), samples, letterboxes, self.split.read_many(samples), strict=True
         ):

@@ -143,7 +143,7 @@ def letterbox_image(image: Pixels, letterbox: Letterbox) -> Pixels:
 
 
 def letterbox_into(square: Pixels, image: Pixels, letterbox: Letterbox) -> None:
-    """Draw an image into a grey square as :func:`letterbox_image` does."""
+    """Draw an image into a grey square, or rectangle, as :func:`letterbox_image` does."""
     rows = slice(letterbox.pad_top, letterbox.pad_top + letterbox.resized_height)
     columns = slice(letterbox.pad_left, letterbox.pad_left + letterbox.resized_width)
     square[rows, columns] = resize(image, letterbox.resized_width, letterbox.resized_height)

@@ -116,10 +116,10 @@ def check_index(index: Index, shards: Sequence[ShardRecord], classes: int, path:
         DataError: something cannot be; names ``path``.
     """
     for block in find_blocks(index, shards, path):
-        check_columns(_columns(index, block), path, block.shard, classes)
+        check_columns(columns_of(index, block), path, block.shard, classes)
 
 
-def _columns(index: Index, block: Block) -> dict[str, NDArray[Any]]:
+def columns_of(index: Index, block: Block) -> dict[str, NDArray[Any]]:
     """By the names of the datasets of a shard, without copying."""
     samples, boxes = block.shard.samples, block.shard.boxes
     name_bytes = POINTER.unpack_from(index, block.labels - POINTER.size)[0]

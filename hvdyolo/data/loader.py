@@ -27,6 +27,8 @@ from hvdyolo.data.worker_count import worker_count
 
 InputSize = Callable[[int, int], int]
 """Of epoch and batch: side of the network's input."""
+DrawSamples = Callable[[int, range], NDArray[np.int64]]
+"""Of an epoch and n positions in it: (n, 1 + m) the sample of each, and m that may be mixed into it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,11 +83,13 @@ class TrainLoader(Generic[MatchesT]):
         start_epoch: int = 0,
         start_batch: int = 0,
         input_size: InputSize | None = None,
+        draw: DrawSamples | None = None,
     ) -> None:
         """Nothing is read, and no worker started, before an iteration.
 
         ``assign`` runs in the workers: it is picklable, and its module is not the main one. ``input_size``
-        runs in this process; without it all inputs are as large as the images.
+        runs in this process; without it all inputs are as large as the images. So does ``draw``; without it
+        samples are those of the plan.
         """
         slots = plan.slots(rank, size)
         self.workers = min(worker_count(loader), len(slots))
@@ -96,6 +100,7 @@ class TrainLoader(Generic[MatchesT]):
         )
         self._plan = plan
         self._input_size = input_size or (lambda epoch, batch: loader.image_size)
+        self._draw = draw
         self._work = LoadPart(
             split=split,
             max_pixels=loader.max_pixels,
@@ -139,7 +144,14 @@ class TrainLoader(Generic[MatchesT]):
         for step in self._steps:
             input_size = self._input_size(*divmod(step, self._plan.batches_per_epoch))
             for part in range(self._parts):
-                yield TrainTask(step, part, input_size)
+                yield TrainTask(step, part, input_size, self._drawn(step, part))
+
+    def _drawn(self, step: int, part: int) -> NDArray[np.int64] | None:
+        if self._draw is None:
+            return None
+        epoch, batch = divmod(step, self._plan.batches_per_epoch)
+        lanes, first = self._work.lanes[part], batch * self._plan.batch
+        return self._draw(epoch, range(first + lanes.start, first + lanes.stop))
 
     def _batches(
         self, results: WorkResults[TrainTask, TrainPart[MatchesT]], shared: SharedImages | None

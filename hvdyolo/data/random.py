@@ -10,6 +10,8 @@ class Purpose(IntEnum):
 
     AUGMENTATION = 1
     INPUT_SIZE = 2
+    ANCHORS = 3
+    IMAGE_WEIGHTING = 4
 
 
 def sample_generator(seed: int, epoch: int, position: int, purpose: Purpose) -> np.random.Generator:

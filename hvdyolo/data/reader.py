@@ -22,6 +22,7 @@ from hvdyolo.data.index_file import (
     Index,
     block_of,
     check_index,
+    columns_of,
     find_blocks,
 )
 from hvdyolo.data.manifest import SplitInfo, polygons_of, read_manifest
@@ -46,6 +47,33 @@ _RUN = Struct("<QQ")  # two neighbouring pointers
 
 class DamagedSampleError(DataError):
     """One sample is not what was packed; the others may still be."""
+
+
+@dataclass(frozen=True, eq=False)
+class SampleColumns:
+    """What a shard tells of n neighbouring samples with m boxes, but for their pixels; read-only.
+
+    Attributes:
+        first: number of the first of them.
+        first_box: number, in the split, of the first of their boxes.
+        heights, widths: (n,) of the stored images, pixels.
+        boxes: (n,) boxes of each.
+        labels: (m, 5) class, cx, cy, w, h in 0..1 of the image.
+        flags: (m,) bits, as of :meth:`PackedSplit.flags`.
+    """
+
+    first: int
+    first_box: int
+    heights: NDArray[np.uint16]
+    widths: NDArray[np.uint16]
+    boxes: NDArray[np.uint64]
+    labels: NDArray[np.float32]
+    flags: NDArray[np.uint8]
+
+    @property
+    def owners(self) -> NDArray[np.int64]:
+        """(m,) the sample of each box, counted from ``first``."""
+        return np.repeat(np.arange(len(self.boxes)), self.boxes.astype(np.int64))
 
 
 class PackedSplit:
@@ -228,6 +256,32 @@ class PackedSplit:
     def shard_file(self, index: int) -> str:
         """Name of the shard that holds a sample."""
         return self._block(index).shard.file
+
+    @property
+    def boxes(self) -> int:
+        """Boxes of all samples, crowds included."""
+        return sum(block.shard.boxes for block in self._blocks)
+
+    def columns(self, samples: range) -> Iterator[SampleColumns]:
+        """Sizes and labels of consecutive samples, shard by shard, for what looks at all of them."""
+        boxes_before = 0
+        for block in self._blocks:
+            first = max(samples.start - block.first, 0)
+            last = min(samples.stop - block.first, block.shard.samples)
+            if first < last:
+                columns = columns_of(self._index.data, block)
+                pointers, rows = columns["label_ptr"][first : last + 1], columns["index"][first:last]
+                boxes = slice(int(pointers[0]), int(pointers[-1]))
+                yield SampleColumns(
+                    first=block.first + first,
+                    first_box=boxes_before + boxes.start,
+                    heights=rows["height"],
+                    widths=rows["width"],
+                    boxes=np.diff(pointers),
+                    labels=columns["labels"][boxes],
+                    flags=columns["label_flags"][boxes],
+                )
+            boxes_before += block.shard.boxes
 
     def close(self) -> None:
         """Close the files this process opened."""

@@ -30,7 +30,7 @@ Assign = Callable[[Sequence[Labels], int, int, int], MatchesT]
 """Of labels (n, 5) of some images, height, width, number of the first in the rank's batch."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TrainTask:
     """A part of a batch that is to be loaded."""
 
@@ -38,6 +38,8 @@ class TrainTask:
     """Batches since the first of epoch 0."""
     part: int
     input_size: int
+    drawn: NDArray[np.int64] | None = None
+    """(slots, 1 + m) for each slot its sample and those that may be mixed into it; ``None``: the plan's."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,6 +161,11 @@ class LoadPart(Generic[MatchesT]):
         epoch, batch = divmod(task.step, self.plan.batches_per_epoch)
         lanes = self.lanes[task.part]
         entries = self.plan.entries(epoch, batch, lanes)
+        if task.drawn is not None:
+            entries = [
+                replace(entry, sample=sample, partners=tuple(partners))
+                for entry, (sample, *partners) in zip(entries, task.drawn.tolist(), strict=True)
+            ]
         if self.shared is None:
             images = torch.empty((len(entries), self.image_size, self.image_size, 3), dtype=torch.uint8)
         else:

@@ -22,11 +22,16 @@ from hvdyolo.utils.outcome import Outcome, Reason, read_outcome, write_outcome
 
 @dataclass
 class Attempt:
-    """Which attempt this is and how far it has come; the outcome tells both."""
+    """Which attempt this is and how far it has come; the outcome tells it.
+
+    Attributes:
+        detail: why it is done before its last epoch.
+    """
 
     number: int
     step: int = 0
     epoch: int = 0
+    detail: str = ""
 
 
 @contextmanager
@@ -55,7 +60,7 @@ def begin_attempt(job: Job, run: Path, settings: WatchdogConfig) -> Iterator[Att
         yield attempt
         job.comm.barrier("end of run")
         if world.rank == 0:
-            _write(run, attempt, world.host, Reason.DONE, 0, "")
+            _write(run, attempt, world.host, Reason.DONE, 0, attempt.detail)
     except BaseException as error:
         agreed = isinstance(error, HvdyoloError) and error.agreed
         _log_to_file(error)

@@ -10,8 +10,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from hvdyolo.engine.early_stopping import BestScore
 from hvdyolo.engine.ema import MovingAverage
 from hvdyolo.utils.errors import DataError, MismatchError
 from hvdyolo.utils.files import storage_errors, sync_directory, write_atomically, write_json
@@ -42,6 +43,10 @@ class TrainingState:
         ema_updates: updates of the moving average.
         dataset: identity of the packed data.
         config: every setting, ``section.key`` to value.
+        best_epoch: epochs that were done at the evaluation with ``best_ap``.
+        evaluated_epoch: epochs that were done at the last evaluation.
+        anchors: what was found of the anchors before the first epoch, for `derived.json`; ``None``: nothing.
+        class_scores: the latest evaluations for image weighting: epochs that were done, and each class's AP.
     """
 
     step: int
@@ -51,6 +56,15 @@ class TrainingState:
     ema_updates: int
     dataset: str
     config: dict[str, Any]
+    best_epoch: int = 0
+    evaluated_epoch: int = 0
+    anchors: dict[str, Any] | None = None
+    class_scores: Sequence[tuple[int, Sequence[float]]] = field(default_factory=list)
+
+    @property
+    def best_score(self) -> BestScore:
+        """What early stopping goes by."""
+        return BestScore(self.best_ap, self.best_epoch, self.evaluated_epoch)
 
 
 def save_checkpoint(
@@ -131,6 +145,9 @@ def read_state(path: Path) -> TrainingState:
     version = values.pop("format_version", None)
     if version != FORMAT_VERSION:
         raise MismatchError(f"{path} has checkpoint format {version}, this program reads {FORMAT_VERSION}.")
+    # Before patience came to be, nothing was noted of when AP was best: it is counted from here on.
+    values.setdefault("best_epoch", values["epoch"])
+    values.setdefault("evaluated_epoch", values["epoch"])
     return TrainingState(**values)
 
 

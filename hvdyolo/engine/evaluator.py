@@ -34,7 +34,7 @@ def evaluate(
 ) -> CocoScores:
     """Scores of ``model`` on ``split``, the same on every rank.
 
-    Each rank detects on every ``size``-th image and matches there; only the matches travel.
+    Each rank detects on its share of the images and matches there; only the matches travel.
     """
     fused = fuse_batch_norms(model).to(device).eval()
     images: list[ScoredImage] = []
@@ -45,6 +45,7 @@ def evaluate(
         batch=settings.batch,
         rank=comm.world.rank,
         size=comm.world.size,
+        multiple=model.size_multiple if settings.rectangular else None,
     ) as batches:
         for batch in batches:
             beacon.beat("evaluate", step)

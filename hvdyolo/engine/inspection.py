@@ -18,8 +18,13 @@ from hvdyolo.data.loader import TrainBatch, TrainLoader, check_packages
 from hvdyolo.data.manifest import read_manifest
 from hvdyolo.data.order import BatchPlan
 from hvdyolo.data.reader import PackedSplit
-from hvdyolo.engine.schedule import TrainingSchedule
-from hvdyolo.engine.training import build_input_sizes, build_plan, check_image_size
+from hvdyolo.engine.training import (
+    build_image_weighting,
+    build_input_sizes,
+    build_plan,
+    build_schedule,
+    check_image_size,
+)
 from hvdyolo.models.build import build_model
 from hvdyolo.ops.pixels import prepare_images
 from hvdyolo.settings import read_config
@@ -53,7 +58,8 @@ def draw_inputs(config: Config, split: PackedSplit, count: int, out: Path, prefi
     """Save what the network sees of the first ``count`` batches' first images, with their boxes, as PNGs.
 
     These are the pixels and the labels of a training with these settings, bit by bit but for rounding: after
-    colours and mirror, at the size of the step. Returns paths, each when it is written.
+    colours and mirror, at the size of the step. Weighted images are those of before any score. Returns paths,
+    each when it is written.
 
     Raises:
         UsageError: the configuration does not fit the model.
@@ -77,9 +83,8 @@ def _first_slots(
     with torch.device("meta"):
         model = build_model(config.model.description, len(split.names))
     check_image_size("loader.image_size", config.loader.image_size, model)
-    schedule = TrainingSchedule(
-        config.optimizer, config.train.epochs, plan.batches_per_epoch, config.train.batch
-    )
+    schedule = build_schedule(config, plan)
+    weighting = build_image_weighting(config, split)
     loader = TrainLoader(
         split,
         plan,
@@ -90,6 +95,7 @@ def _first_slots(
         size=plan.batch,
         epochs=-(-count // plan.batches_per_epoch),
         input_size=build_input_sizes(config, schedule, model).at,
+        draw=None if weighting is None else weighting.draw,
     )
     with loader:
         yield from loader

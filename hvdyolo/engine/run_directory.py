@@ -21,6 +21,8 @@ _FREE_KEYS = (
     "train.checkpoint_every",
     "train.keep_checkpoints",
     "train.log_every",
+    # Of a run that stopped early, more patience is a way to go on.
+    "train.patience",
 )
 
 

@@ -22,6 +22,7 @@ from hvdyolo.engine.attempt import Attempt
 from hvdyolo.engine.checkpoint import TrainingState, save_checkpoint
 from hvdyolo.engine.evaluator import evaluate
 from hvdyolo.engine.feed import Report, Step, StepFeed
+from hvdyolo.engine.image_weighting import ImageWeighting
 from hvdyolo.engine.journal import LOGGER, Journal
 from hvdyolo.engine.learner import Learner
 from hvdyolo.engine.optimizer import base_lr
@@ -79,6 +80,7 @@ class Trainer:
         learner: Learner,
         feed: StepFeed,
         validation: PackedSplit,
+        weighting: ImageWeighting | None,
         state: TrainingState,
         journal: Journal | None,
         beacon: Beacon,
@@ -90,10 +92,11 @@ class Trainer:
         self.learner = learner
         self.feed = feed
         self.validation = validation
+        self.weighting = weighting
         self.beacon = beacon
         self.stop = stop
         self.attempt = attempt
-        self._best_ap = state.best_ap
+        self._best = state.best_score
         self._start = state
         self._checkpoints = run / "checkpoints"
         self._weights = run / "weights"
@@ -103,15 +106,29 @@ class Trainer:
         self._upcoming = feed.next(Report(stop.requested, self._losses))
 
     def run(self) -> None:
-        """Train to the last epoch.
+        """Train to the last epoch, or until patience is exhausted.
 
         Raises:
             Preempted: a rank was asked to stop; a checkpoint has been saved.
         """
         for epoch in range(self._start.epoch, self.config.train.epochs):
+            if self._patience_is_exhausted:
+                self._stop_early()
+                break
             self.learner.model.train()
             results = self._train_epoch(epoch)
             self._finish_epoch(epoch, results)
+
+    def _stop_early(self) -> None:
+        self.attempt.detail = self._best.verdict()
+        LOGGER.info("%s", self.attempt.detail)
+        # The next step's counts are on their way, and no rank may leave while others wait for its own.
+        self._upcoming.agree(self.learner.device)
+
+    @property
+    def _patience_is_exhausted(self) -> bool:
+        """The same on all ranks, because scores are."""
+        return self._best.exhausts(self.config.train.patience)
 
     def _train_epoch(self, epoch: int) -> dict[str, float]:
         """Take the epoch's steps; returns its mean losses, its speed and how many samples were skipped."""
@@ -179,14 +196,16 @@ class Trainer:
             results |= {
                 f.name: getattr(scores, f.name) for f in dataclasses.fields(scores) if f.name.startswith("ap")
             }
-            self._save_weights(scores)
+            self._save_weights(scores, done)
+            if self.weighting is not None:
+                self.weighting.note(done, [scores.classes[name]["ap"] for name in self.validation.names])
             LOGGER.info(
                 "epoch %d/%d  AP %.3f  AP50 %.3f  (%d images, %d boxes)",
                 done, self.config.train.epochs, scores.ap, scores.ap50, scores.images, scores.instances,
             )  # fmt: skip
         if self._journal is not None:
             self._journal.record("epoch", self.learner.step, epoch, results)
-        if last or done % self.config.train.checkpoint_every == 0:
+        if last or self._patience_is_exhausted or done % self.config.train.checkpoint_every == 0:
             self._save_checkpoint(done, 0)
 
     def _evaluate(self) -> CocoScores:
@@ -207,10 +226,10 @@ class Trainer:
         self.comm.average_running_statistics(self.learner.model)
         self.comm.average_running_statistics(self.learner.average.model)
 
-    def _save_weights(self, scores: CocoScores) -> None:
-        """Write ``weights/last``, and ``weights/best`` if it is."""
-        best = scores.ap > self._best_ap
-        self._best_ap = max(scores.ap, self._best_ap)
+    def _save_weights(self, scores: CocoScores, done: int) -> None:
+        """Write ``weights/last``, and ``weights/best`` if it is, when ``done`` epochs are."""
+        self._best = self._best.after(scores.ap, done)
+        best = self._best.epoch == done
 
         def save() -> None:
             for name in ("last", "best") if best else ("last",):
@@ -227,7 +246,10 @@ class Trainer:
             step=self.learner.step,
             epoch=epoch,
             batch=batch,
-            best_ap=self._best_ap,
+            best_ap=self._best.ap,
+            best_epoch=self._best.epoch,
+            evaluated_epoch=self._best.evaluated,
+            class_scores=[] if self.weighting is None else list(self.weighting.evaluations.items()),
             ema_updates=self.learner.average.updates,
         )
         self.beacon.beat("save", self.learner.step, waits=self.comm.world.rank != 0)

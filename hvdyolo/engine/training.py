@@ -18,9 +18,11 @@ from hvdyolo.data.worker_count import with_workers
 from hvdyolo.distributed.communicator import Communicator
 from hvdyolo.engine.agreement import on_every_rank, on_first_rank
 from hvdyolo.engine.attempt import Attempt, begin_attempt
+from hvdyolo.engine.auto_anchor import AnchorCheck, check_anchors
 from hvdyolo.engine.checkpoint import TrainingState, load_tensors
 from hvdyolo.engine.ema import MovingAverage
 from hvdyolo.engine.feed import CellCounts, StepFeed
+from hvdyolo.engine.image_weighting import Evaluations, ImageWeighting, check_image_weighting
 from hvdyolo.engine.input_size import InputSizes
 from hvdyolo.engine.job import Job, open_job
 from hvdyolo.engine.journal import LOGGER, Journal
@@ -103,7 +105,9 @@ def check(config: Config, data: Path, stage: str | None, job: Job) -> Inputs:
     shards = local_shards(data, ("train", "val"), stage, lambda: job.beacon.beat("stage", 0), outlined)
     training = PackedSplit(data, "train", verify=config.loader.verify, shards=shards, outlines=outlines)
     validation = PackedSplit(data, "val", verify=config.loader.verify, shards=shards)
-    return Inputs(training, validation, build_plan(config, len(training)))
+    plan = build_plan(config, len(training))
+    check_image_weighting(config, build_schedule(config, plan))
+    return Inputs(training, validation, plan)
 
 
 def build_plan(config: Config, samples: int) -> BatchPlan:
@@ -115,6 +119,11 @@ def build_plan(config: Config, samples: int) -> BatchPlan:
         order=config.loader.order,
         partners=config.augment.partners,
     )
+
+
+def build_schedule(config: Config, plan: BatchPlan) -> TrainingSchedule:
+    """When the optimizer steps, and with which rates."""
+    return TrainingSchedule(config.optimizer, config.train.epochs, plan.batches_per_epoch, config.train.batch)
 
 
 def check_image_size(key: str, size: int, model: DetectionModel) -> None:
@@ -145,12 +154,13 @@ def train_attempt(config: Config, inputs: Inputs, run: Path, resume: str, job: J
     loading = with_workers(config.loader, job.cores)
     stop = StopRequest()
     beacon.beat("build", 0)
-    schedule = TrainingSchedule(
-        config.optimizer, config.train.epochs, plan.batches_per_epoch, config.train.batch
-    )
+    schedule = build_schedule(config, plan)
     state = on_first_rank(comm, "choose checkpoint", lambda: _starting_state(config, run, resume, training))
-    attempt.step, attempt.epoch = state.training.step, min(state.training.epoch, config.train.epochs - 1)
+    epochs = state.epochs(config)
+    attempt.step, attempt.epoch = state.training.step, min(state.training.epoch, epochs - 1)
     model, transfer = _build_model(config, training, comm)
+    if state.checkpoint is None:
+        state = state.noting(anchors=check_anchors(config, model, transfer, training, comm))
     model.to(device)
     average = MovingAverage(model, schedule.resolved.ema_decay, schedule.resolved.ema_ramp)
     factors = read_lr_factors(model, config.optimizer.lr_factors or "")
@@ -182,6 +192,9 @@ def train_attempt(config: Config, inputs: Inputs, run: Path, resume: str, job: J
         step=state.training.step,
     )
     input_sizes = build_input_sizes(config, schedule, model)
+    weighting = on_every_rank(
+        comm, "image weights", lambda: build_image_weighting(config, training, state.training.class_scores)
+    )
     loader = TrainLoader(
         training,
         plan,
@@ -190,15 +203,26 @@ def train_attempt(config: Config, inputs: Inputs, run: Path, resume: str, job: J
         build_assigner(model, config.loss.anchor_threshold),
         rank=comm.world.rank,
         size=comm.world.size,
-        epochs=config.train.epochs,
+        epochs=epochs,
         start_epoch=state.training.epoch,
         start_batch=state.training.batch,
         input_size=input_sizes.at,
+        draw=None if weighting is None else weighting.draw,
     )
     journal = Journal(run, state.training.step) if comm.world.rank == 0 else None
     try:
         _record_derived(
-            config, run, job, schedule, model, transfer, training, loader.workers, input_sizes, weights
+            config,
+            run,
+            job,
+            schedule,
+            model,
+            transfer,
+            state.training,
+            training,
+            loader.workers,
+            input_sizes,
+            weights,
         )
         trainer = Trainer(
             replace(config, loader=loading),
@@ -207,11 +231,12 @@ def train_attempt(config: Config, inputs: Inputs, run: Path, resume: str, job: J
             learner,
             StepFeed(
                 iter(loader),
-                _step_ranges(schedule, state.training),
+                _step_ranges(schedule, state.training, epochs),
                 comm,
                 count_cells(model, len(plan.slots(comm.world.rank, comm.world.size))),
             ),
             inputs.validation,
+            weighting,
             state.training,
             journal,
             beacon,
@@ -246,12 +271,29 @@ def build_input_sizes(config: Config, schedule: TrainingSchedule, model: Detecti
     )
 
 
+def build_image_weighting(
+    config: Config, training: PackedSplit, evaluations: Evaluations = ()
+) -> ImageWeighting | None:
+    """What draws the images, if it is not the plan."""
+    return ImageWeighting(training, config.train.seed, evaluations) if config.train.image_weighting else None
+
+
 @dataclass(frozen=True)
 class _Start:
     """Where training starts: the state, and the checkpoint its tensors come from, if any."""
 
     training: TrainingState
     checkpoint: Path | None
+
+    def noting(self, anchors: AnchorCheck | None) -> "_Start":
+        """With what has been found of the anchors."""
+        found = None if anchors is None else asdict(anchors)
+        return replace(self, training=replace(self.training, anchors=found))
+
+    def epochs(self, config: Config) -> int:
+        """Epochs to train in all: a run that has stopped early has none left."""
+        stopped = self.training.best_score.exhausts(config.train.patience)
+        return self.training.epoch if stopped else config.train.epochs
 
 
 def _starting_state(config: Config, run: Path, resume: str, training: PackedSplit) -> _Start:
@@ -285,18 +327,12 @@ def _build_model(
         LOGGER.info("took %d of %d tensors from %s", transfer.taken, transfer.total, weights)
         for name, reason in transfer.left.items():
             LOGGER.info("  not %s: %s", name, reason)
-    if isinstance(model.description["anchors"], int) and (transfer is None or transfer.keeps_anchors):
-        LOGGER.warning(
-            "%s leaves its anchors to be fitted: squares of 2 to 8 strides stand in for them; a YAML file "
-            "can give others",
-            config.model.description,
-        )
     freeze(model, config.model.freeze or "")
     return model, transfer
 
 
-def _step_ranges(schedule: TrainingSchedule, state: TrainingState) -> Iterator[StepRange]:
-    for epoch in range(state.epoch, schedule.epochs):
+def _step_ranges(schedule: TrainingSchedule, state: TrainingState, epochs: int) -> Iterator[StepRange]:
+    for epoch in range(state.epoch, epochs):
         yield from schedule.steps(epoch, state.batch if epoch == state.epoch else 0)
 
 
@@ -307,6 +343,7 @@ def _record_derived(
     schedule: TrainingSchedule,
     model: DetectionModel,
     transfer: Transfer | None,
+    state: TrainingState,
     training: PackedSplit,
     workers: int,
     input_sizes: InputSizes,
@@ -327,6 +364,7 @@ def _record_derived(
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "frozen_parameters": sum(p.numel() for p in model.parameters() if not p.requires_grad),
         "weights": None if transfer is None else asdict(transfer),
+        "anchors": {"pixels": model.anchors_pixels.tolist(), **(state.anchors or {})},
         "batches_per_epoch": schedule.batches,
         "accumulation": schedule.accumulation,
         "input_sizes": input_sizes.choices,

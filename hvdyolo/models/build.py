@@ -73,6 +73,12 @@ class DetectionModel(nn.Module):
         anchors = self.head.anchors
         return anchors * anchors.new_tensor(self.strides)[:, None, None]
 
+    def set_anchors(self, pixels: Tensor) -> None:
+        """Replace the anchors by (levels, anchors, 2) widths and heights in pixels."""
+        anchors = self.head.anchors
+        strides = pixels.new_tensor(self.strides)[:, None, None]
+        anchors.copy_((pixels / strides).to(anchors))
+
     def train(self, mode: bool = True) -> "DetectionModel":
         """As torch's, but norms with frozen weights stay in evaluation mode and keep their statistics."""
         super().train(mode)
@@ -195,12 +201,14 @@ def save_model(model: DetectionModel, path: Path, extra: Mapping[str, str] | Non
     Raises:
         StorageError: it cannot be written; a file there before is untouched.
     """
+    anchors = model.anchors_pixels
     metadata = {
         "format_version": FORMAT_VERSION,
-        "model_yaml": json.dumps(model.description),
+        # The description may have had others, or none: these are what was learnt with.
+        "model_yaml": json.dumps({**model.description, "anchors": anchors.flatten(1).tolist()}),
         "names": json.dumps(list(model.names)),
         "strides": json.dumps(list(model.strides)),
-        "anchors": json.dumps(model.anchors_pixels.tolist()),
+        "anchors": json.dumps(anchors.tolist()),
         "image_size": str(model.image_size),
         "resampling": RESAMPLING,
         "data_digest": model.data_digest,

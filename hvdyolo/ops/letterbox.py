@@ -1,6 +1,7 @@
 """Fitting an image into a square without changing its shape."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ FILL = 114
 
 @dataclass(frozen=True)
 class Letterbox:
-    """Where an image lies in a square input, all in pixels.
+    """Where an image lies in a square input, or in a rectangle cut from its middle, all in pixels.
 
     Attributes:
         size: side of the square.
@@ -35,6 +36,14 @@ class Letterbox:
         """(…, 4) boxes in pixels of the input → pixels of the image; not clipped."""
         return (boxes_xyxy - self._offset(boxes_xyxy)) / self.scale
 
+    def within(self, height: int, width: int) -> "Letterbox":
+        """The same image, of the same size, centred in a rectangle."""
+        return replace(
+            self,
+            pad_left=(width - self.resized_width) // 2,
+            pad_top=(height - self.resized_height) // 2,
+        )
+
     def _offset(self, like: Any) -> Any:
         offset = [self.pad_left, self.pad_top, self.pad_left, self.pad_top]
         return np.array(offset) if isinstance(like, np.ndarray) else like.new_tensor(offset)
@@ -53,3 +62,10 @@ def fit_letterbox(height: int, width: int, size: int) -> Letterbox:
         resized_width=resized_width,
         resized_height=resized_height,
     )
+
+
+def common_rectangle(letterboxes: Iterable[Letterbox], multiple: int) -> tuple[int, int]:
+    """The smallest height and width, multiples of ``multiple``, that hold each of some resized images."""
+    sizes = [(letterbox.resized_height, letterbox.resized_width) for letterbox in letterboxes]
+    height, width = (-(-max(sides) // multiple) * multiple for sides in zip(*sizes, strict=True))
+    return height, width

@@ -48,7 +48,7 @@ class Outcome:
 
     Attributes:
         exit_code: as the design lists them.
-        detail: one sentence; empty when done.
+        detail: one sentence; empty when all epochs are done.
         step, epoch: how far it came.
         attempt: from 1; a requeued job counts on.
         host: where the rank that tells this ran.

@@ -18,6 +18,7 @@ from hvdyolo.engine.checkpoint import (
     save_checkpoint,
     verify_checkpoint,
 )
+from hvdyolo.engine.early_stopping import BestScore
 from hvdyolo.engine.ema import MovingAverage
 from hvdyolo.engine.lars import Lars
 from hvdyolo.engine.optimizer import apply_rates, build_optimizer
@@ -86,6 +87,20 @@ def test_everything_comes_back_bit_for_bit(tmp_path: Path, name: Name) -> None:
     for one, other in zip(saved.tensors(), loaded.tensors(), strict=True):
         assert torch.equal(one, other)
     assert read_state(path) == state(7)
+
+
+def test_patience_of_a_checkpoint_that_knows_no_epoch_of_its_best_is_counted_from_there(
+    tmp_path: Path,
+) -> None:
+    path = Training(seed=1).save(tmp_path, 7)
+    content = json.loads((path / "state.json").read_text())
+    for newer in ("best_epoch", "evaluated_epoch", "anchors", "class_scores"):
+        del content[newer]
+    (path / "state.json").write_text(json.dumps({**content, "epoch": 30}))
+    best = read_state(path).best_score
+    assert best == BestScore(ap=0.25, epoch=30, evaluated=30)
+    assert not best.after(0.2, 39).exhausts(10)
+    assert best.after(0.2, 40).exhausts(10)
 
 
 @each_optimizer
