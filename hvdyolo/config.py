@@ -21,8 +21,8 @@ class ModelConfig:
     """What is held fixed, norms' statistics included: rows (`0-9, 12`), `backbone`, `neck`, `head`, patterns
     of names (`*.bn.*`), with commas between them."""
     auto_anchor: bool = True
-    """Fit the anchors to the training boxes before the first epoch, where those that there are take less than
-    98 % of the boxes (`loss.anchor_threshold`) and fitted ones take more. A description that gives no anchors
+    """Fit the anchors to the training boxes before the first epoch, where those that there are take 98 % of
+    the boxes or less (`loss.anchor_threshold`) and fitted ones take more. A description that gives no anchors
     has them fitted in any case."""
 
 

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hvdyolo.ops.letterbox import Letterbox, fit_letterbox
+from hvdyolo.ops.letterbox import Letterbox, common_rectangle, fit_letterbox
 
 SIDES = st.integers(1, 5000)
 
@@ -35,6 +35,25 @@ def test_boxes_by_hand() -> None:
     letterbox = fit_letterbox(480, 640, 320)
     assert letterbox.to_input(np.array([[100.0, 200.0, 300.0, 400.0]])).tolist() == [[50, 140, 150, 240]]
     assert letterbox.to_image(torch.tensor([[50.0, 140.0, 150.0, 240.0]])).tolist() == [[100, 200, 300, 400]]
+
+
+def test_boxes_in_a_rectangle_by_hand() -> None:
+    letterbox = fit_letterbox(480, 640, 320).within(256, 320)  # 240 rows, 8 of grey above and below
+    assert (letterbox.pad_left, letterbox.pad_top, letterbox.scale) == (0, 8, 0.5)
+    assert letterbox.to_input(np.array([[100.0, 200.0, 300.0, 400.0]])).tolist() == [[50, 108, 150, 208]]
+    assert letterbox.to_image(torch.tensor([[50.0, 108.0, 150.0, 208.0]])).tolist() == [[100, 200, 300, 400]]
+    odd = fit_letterbox(401, 301, 640).within(640, 512)  # 480 columns
+    assert (odd.pad_left, odd.pad_top) == (16, 0)
+    square = fit_letterbox(401, 301, 640)
+    assert square.within(640, 640) == square
+
+
+def test_a_rectangle_holds_all_of_its_images_and_no_more_than_a_multiple() -> None:
+    landscape, portrait, strip = (fit_letterbox(*sides, 320) for sides in ((480, 640), (640, 480), (10, 320)))
+    assert common_rectangle([landscape], 32) == (256, 320)
+    assert common_rectangle([landscape, strip], 16) == (240, 320)
+    assert common_rectangle([strip], 64) == (64, 320)
+    assert common_rectangle([landscape, portrait], 32) == (320, 320)
 
 
 @given(SIDES, SIDES, st.integers(32, 1280))
