@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ class TrainingState:
         ema_updates: updates of the moving average.
         dataset: identity of the packed data.
         config: every setting, ``section.key`` to value.
+        scaler: of the loss in fp16, as torch's ``GradScaler`` gives its state; empty where there is none.
     """
 
     step: int
@@ -50,6 +51,7 @@ class TrainingState:
     ema_updates: int
     dataset: str
     config: dict[str, Any]
+    scaler: dict[str, Any] = field(default_factory=dict)
 
 
 def save_checkpoint(
