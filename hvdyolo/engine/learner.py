@@ -116,7 +116,9 @@ class Learner:
             buffer.copy_(before)
         self.skipped += 1
         if self.skipped >= _MOST_SKIPPED_STEPS:
-            raise InternalError(
+            error = InternalError(
                 f"The gradient was not finite in {self.skipped} steps in a row up to step {self.step}; "
                 "lower optimizer.lr or look at the data of these steps."
             )
+            error.agreed = True
+            raise error

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from hvdyolo.data.manifest import read_manifest
 from hvdyolo.data.reader import PackedSplit
-from hvdyolo.models.build import build_model, save_model
+from hvdyolo.models.build import build_model, load_model, save_model
 
 pytestmark = pytest.mark.slow
 
@@ -67,15 +67,19 @@ def test_a_run_leaves_all_that_the_design_promises(launch, synthetic, tmp_path, 
     assert json.loads((run / "derived.json").read_text())["ranks"] == ranks
 
 
-def test_all_augmentations_together_train_on_two_ranks(launch, synthetic, tmp_path) -> None:
+def test_all_augmentations_train_on_two_ranks_that_share_batch_norm_and_send_half_precision(
+    launch, synthetic, tmp_path
+) -> None:
     run = tmp_path / "run"
     strong = {
         "mosaic": 0.8, "mosaic_9": 0.5, "degrees": 10, "shear": 5, "perspective": 0.2, "mixup": 0.5,
         "autoaugment": "v1", "cutout": 0.5, "flip_up_down": 0.5, "multi_scale": 0.5,
     }  # fmt: skip
     settings = [word for key, value in strong.items() for word in (f"--augment.{key}", value)]
+    settings += ["--train.sync_batch_norm", "true", "--distributed.compression", "fp16"]
     ended = launch(words(synthetic, run, *settings), "mpirun", 2)
     assert ended.code == 0, ended.output
+    assert load_model(run / "weights" / "last.safetensors").names == read_manifest(synthetic).names
     assert json.loads((run / "derived.json").read_text())["input_sizes"] == [32, 64, 96]
     terms = ("box", "objectness", "classification")
     losses = [entry[term] for entry in metrics(run, "epoch") for term in terms]
