@@ -133,13 +133,14 @@ class _Normalise(torch.autograd.Function):
         all others.
         """
         x, weight, mean, variance = context.saved_tensors
-        # Torch's kernel for fixed statistics gives just these two sums.
+        inverse = (variance + context.eps).rsqrt()
+        # Torch's kernel for fixed statistics gives just these two sums. It reads mean and variance on CPUs,
+        # mean and inverse on GPUs.
         _, own_gz, own_g = torch.ops.aten.native_batch_norm_backward(
-            gradient, x, weight, mean, variance, None, None, False, context.eps, [False, True, True]
+            gradient, x, weight, mean, variance, mean, inverse, False, context.eps, [False, True, True]
         )
         sums = context.sum_over_ranks(torch.cat([own_gz, own_g]).double())
         mean_gz, mean_g = (sums / context.count).to(weight.dtype).split(len(mean))
-        inverse = (variance + context.eps).rsqrt()
         of_x = -weight * inverse.square() * mean_gz
         of_gradient = weight * inverse
         constant = -of_gradient * mean_g - of_x * mean

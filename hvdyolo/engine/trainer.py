@@ -29,7 +29,7 @@ from hvdyolo.engine.optimizer import base_lr
 from hvdyolo.engine.peak_memory import peak_memory
 from hvdyolo.engine.preemption import StopRequest
 from hvdyolo.engine.schedule import StepRange
-from hvdyolo.engine.weights_digest import check_finite, no_digest, weights_digest
+from hvdyolo.engine.weights_digest import all_agree, check_finite, no_digest, weights_digest
 from hvdyolo.metrics.average_precision import CocoScores
 from hvdyolo.models.build import save_model
 from hvdyolo.utils.errors import Preempted
@@ -173,9 +173,7 @@ class Trainer:
         while (current := self._upcoming.range) is not None and current.epoch == epoch:
             self.beacon.beat("agree on step", self.learner.step, waits=True)
             step = self._upcoming.agree(self.learner.device)
-            if not step.weights_agree:
-                # Of parameters only: running statistics are each rank's own until they are averaged.
-                self.comm.check_equal(dict(self.learner.model.named_parameters()))
+            self._require_agreement(step.weights_agree)
             if step.stop:
                 self._stop_before(current)
             self.beacon.beat("load", self.learner.step)
@@ -187,6 +185,12 @@ class Trainer:
         due = self.comm.world.size > 1 and self.learner.step % _STEPS_BETWEEN_COMPARISONS == 0
         weights = weights_digest(self.learner.model) if due else no_digest()
         return Report(self.stop.requested, self._losses, weights)
+
+    def _require_agreement(self, weights_agree: bool) -> None:
+        """Raise an :class:`InternalError` that names the first parameter that differs, and the ranks."""
+        if not weights_agree:
+            # Of parameters only: running statistics are each rank's own until they are averaged.
+            self.comm.check_equal(dict(self.learner.model.named_parameters()))
 
     def _stop_before(self, step: StepRange) -> None:
         self._save_checkpoint(step.epoch, step.first)
@@ -230,12 +234,14 @@ class Trainer:
         """Make the ranks' batch-norm statistics one, which Horovod never does by itself; then all is equal.
 
         Raises:
-            InternalError: something is not finite, and must be neither scored nor saved.
+            InternalError: something is not finite or not the same on all ranks, and must be neither scored
+                nor saved.
         """
         self.beacon.beat("average statistics", self.learner.step, waits=True)
         for model in (self.learner.model, self.learner.average.model):
             self.comm.average_running_statistics(model)
             on_every_rank(self.comm, "finite", partial(check_finite, model))
+        self._require_agreement(all_agree(self.comm.sum("weights", weights_digest(self.learner.model))))
 
     def _save_weights(self, scores: CocoScores) -> None:
         """Write ``weights/last``, and ``weights/best`` if it is."""

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from hvdyolo.engine.trainer import _STEPS_BETWEEN_COMPARISONS
 from hvdyolo.models.build import build_model
 
 pytestmark = pytest.mark.slow
@@ -17,8 +18,11 @@ pytestmark = pytest.mark.slow
 DAMAGED_WEIGHT = """
 import os, sys, torch
 from hvdyolo.cli import main
+from hvdyolo.engine import trainer
 from hvdyolo.engine.learner import Learner
 
+# The end of an epoch, where weights are compared too, comes after 20 steps of these few images.
+trainer._STEPS_BETWEEN_COMPARISONS = 5
 train_step = Learner.train_step
 
 def damaged(self, step):
@@ -64,14 +68,14 @@ def command(program: str, data: Path, run: Path, *more: object) -> list[object]:
 
 
 def test_a_weight_that_changes_on_one_rank_ends_the_job_within_100_steps(launch, synthetic, tmp_path) -> None:
+    assert _STEPS_BETWEEN_COMPARISONS + 1 < 100
     run = tmp_path / "run"
-    more = ["--train.batch", 8, "--optimizer.nominal_batch", 8, "--train.epochs", 40]
-    more += ["--train.eval_every", 40, "--train.checkpoint_every", 40]
+    more = ["--train.batch", 2, "--optimizer.nominal_batch", 2, "--train.epochs", 2]
     ended = launch.program(command(DAMAGED_WEIGHT, synthetic, run, *more), "mpirun", 2)
     assert ended.code == 70, ended.output
     outcome = json.loads((run / "outcome.json").read_text())
     assert outcome["exit_code"] == 70
-    assert 7 < outcome["step"] <= 107
+    assert 7 < outcome["step"] <= 7 + 5 + 1
     assert "disagree about model.3.conv.weight: rank 1 on " in outcome["detail"]
     assert ended.output.count(outcome["detail"]) == 1, "told once, not by each rank"
     assert "Traceback" not in ended.output

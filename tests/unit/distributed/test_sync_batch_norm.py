@@ -11,6 +11,8 @@ from hvdyolo.distributed.sync_batch_norm import SyncBatchNorm2d, convert_sync_ba
 from hvdyolo.distributed.world import World
 from hvdyolo.models.blocks import NORM_EPS, NORM_MOMENTUM, Conv
 
+ON_GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
+
 
 class Twins(SingleProcess):
     """Two ranks that always have the same images."""
@@ -37,12 +39,13 @@ def norm() -> nn.BatchNorm2d:
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.02), (torch.float16, 3e-3)]
 )
-def test_twins_get_what_one_process_gets_from_both(dtype: torch.dtype, tolerance: float) -> None:
-    plain, twins = norm(), Twins()
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=ON_GPU)])
+def test_twins_get_what_one_process_gets_from_both(dtype: torch.dtype, tolerance: float, device: str) -> None:
+    plain, twins = norm().to(device), Twins()
     synchronised = SyncBatchNorm2d(copy.deepcopy(plain), "norm", twins.sum)
     # Means far from 0: sums of squares would lose the variance in half precision.
-    x = (torch.randn(3, 5, 4, 6) * 3 + 40).to(dtype).to(memory_format=torch.channels_last)
-    gradient = torch.randn(3, 5, 4, 6).to(dtype)
+    x = (torch.randn(3, 5, 4, 6) * 3 + 40).to(device, dtype).to(memory_format=torch.channels_last)
+    gradient = torch.randn(3, 5, 4, 6).to(device, dtype)
     both = torch.cat([x, x]).requires_grad_()
     own = x.clone().requires_grad_()
     expected, found = plain(both), synchronised(own)
