@@ -6,8 +6,8 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from hvdyolo.config import Config
 from hvdyolo.data.reader import PackedSplit
 from hvdyolo.distributed.communicator import Communicator
 from hvdyolo.distributed.watchdog import Beacon
-from hvdyolo.engine.agreement import on_every_rank, on_first_rank
+from hvdyolo.engine.agreement import on_first_rank
 from hvdyolo.engine.attempt import Attempt
 from hvdyolo.engine.checkpoint import TrainingState, save_checkpoint
 from hvdyolo.engine.evaluator import evaluate
@@ -29,10 +29,10 @@ from hvdyolo.engine.optimizer import base_lr
 from hvdyolo.engine.peak_memory import peak_memory
 from hvdyolo.engine.preemption import StopRequest
 from hvdyolo.engine.schedule import StepRange
-from hvdyolo.engine.weights_digest import all_agree, check_finite, no_digest, weights_digest
+from hvdyolo.engine.weights_digest import all_agree, first_non_finite, no_digest, weights_digest
 from hvdyolo.metrics.average_precision import CocoScores
 from hvdyolo.models.build import save_model
-from hvdyolo.utils.errors import Preempted
+from hvdyolo.utils.errors import InternalError, Preempted
 
 _TERMS = ("box", "objectness", "classification")
 _STEPS_BETWEEN_COMPARISONS = 50
@@ -238,10 +238,25 @@ class Trainer:
                 nor saved.
         """
         self.beacon.beat("average statistics", self.learner.step, waits=True)
-        for model in (self.learner.model, self.learner.average.model):
-            self.comm.average_running_statistics(model)
-            on_every_rank(self.comm, "finite", partial(check_finite, model))
-        self._require_agreement(all_agree(self.comm.sum("weights", weights_digest(self.learner.model))))
+        model, average = self.learner.model, self.learner.average.model
+        self.comm.average_running_statistics(model)
+        self.comm.average_running_statistics(average)
+        spoiled = first_non_finite(average) or first_non_finite(model)
+        report = torch.cat([weights_digest(model), torch.tensor([float(spoiled is not None)])])
+        total = self.comm.sum("weights", report)
+        self._require_agreement(all_agree(total[:-1]))
+        if total[-1] > 0:
+            self._end_not_finite(spoiled)
+
+    def _end_not_finite(self, spoiled: str | None) -> NoReturn:
+        """Raise the error that all ranks raise alike, if ``spoiled`` is a tensor on some of them."""
+        names = self.comm.gather_objects("not finite", spoiled)
+        error = InternalError(
+            f"{next(filter(None, names))} is not finite any more, so nothing of it is saved; resume from the "
+            "last checkpoint with a lower optimizer.lr."
+        )
+        error.agreed = True
+        raise error
 
     def _save_weights(self, scores: CocoScores) -> None:
         """Write ``weights/last``, and ``weights/best`` if it is."""

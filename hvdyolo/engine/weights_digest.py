@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from xxhash import xxh3_64
 
 from hvdyolo.distributed.state_digests import tensor_bytes
-from hvdyolo.utils.errors import InternalError
 
 _PIECES = 4
 _PIECE_BITS = 16
@@ -45,15 +44,7 @@ def all_agree(total: Tensor) -> bool:
     return all(sum_**2 == ranks * square for sum_, square in zip(sums, squares, strict=True))
 
 
-def check_finite(model: nn.Module) -> None:
-    """Look at every weight and buffer.
-
-    Raises:
-        InternalError: names the first that is infinite or no number.
-    """
-    for name, value in model.state_dict().items():
-        if not torch.isfinite(value).all():
-            raise InternalError(
-                f"{name} is not finite any more, so nothing of it is saved; resume from the last checkpoint "
-                "with a lower optimizer.lr."
-            )
+def first_non_finite(model: nn.Module) -> str | None:
+    """The name of a weight or buffer that has an infinite value or one that is no number."""
+    state = model.state_dict().items()
+    return next((name for name, value in state if not torch.isfinite(value).all()), None)

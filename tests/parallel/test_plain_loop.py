@@ -64,7 +64,7 @@ def start(tmp_path) -> DetectionModel:
 
 def test_twenty_steps_are_those_of_a_plain_loop(comm, start) -> None:
     if comm.world.size > 2:
-        pytest.skip("1140 sums one after the other; test_parity compares more ranks over three steps")
+        pytest.skip("2280 sums one after the other; test_parity compares more ranks over three steps")
     settings = OptimizerConfig(
         lr=LR, lr_final=LAST, clip_norm=CLIP, momentum=MOMENTUM,
         warmup_epochs=WARMUP / STEPS, warmup_min_batches=0, warmup_bias_lr=BIAS_START,
