@@ -199,9 +199,13 @@ class TrainConfig:
     patience: int | None = None
     """Training ends after so many epochs without a better AP; by default never before `epochs`. It is looked
     at when there is an AP, so every `eval_every` epochs."""
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Of convolutions and matrix products in training; weights, updates and the loss are fp32. `bf16` is
-    about twice as fast where the processor knows it (AVX-512 BF16, AMX, Ampere and later)."""
+    about twice as fast where the processor knows it (AVX-512 BF16, AMX, Ampere and later). `fp16` is for GPUs
+    without it, and scales the loss; on CPUs it works, slowly."""
+    sync_batch_norm: bool = False
+    """Batch norm over the images of all ranks instead of each rank's own: for few images a rank. Two small
+    sums a norm and step; on CPUs the default of `distributed.cycle_time` becomes 1."""
 
 
 @dataclass(frozen=True)
@@ -254,6 +258,8 @@ class DistributedConfig:
     cycle_time: float | None = None
     """Milliseconds between Horovod's looks for work. By default 50 on CPUs, where a short cycle takes the
     cores from the model (16 to 29 images/s measured), and Horovod's own choice on GPUs."""
+    compression: Literal["none", "fp16"] = "none"
+    """`fp16` sends gradients over the network in half precision."""
     threads: int | None = None
     """Torch threads a rank; by default its share of the cores, those that several ranks may use divided."""
     deterministic: bool = False

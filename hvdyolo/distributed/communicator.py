@@ -71,11 +71,11 @@ class Communicator(Protocol):
             InternalError: they have not.
         """
 
-    def check_equal(self, model: nn.Module) -> None:
-        """Compare parameters and buffers over ranks, bit by bit, by their hashes.
+    def check_equal(self, state: Mapping[str, Tensor]) -> None:
+        """Compare tensors over ranks, bit by bit, by their hashes.
 
         Raises:
-            InternalError: they differ; names the first that does.
+            InternalError: they differ; names the first that does, and the ranks. All ranks raise it alike.
         """
 
     def average_running_statistics(self, model: nn.Module) -> None:

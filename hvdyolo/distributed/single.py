@@ -65,7 +65,7 @@ class SingleProcess:
     def broadcast_state(self, model: nn.Module) -> None:
         """The state is where it is needed."""
 
-    def check_equal(self, model: nn.Module) -> None:
+    def check_equal(self, state: Mapping[str, Tensor]) -> None:
         """Equal to itself."""
 
     def average_running_statistics(self, model: nn.Module) -> None:

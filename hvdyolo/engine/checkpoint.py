@@ -47,6 +47,7 @@ class TrainingState:
         evaluated_epoch: epochs that were done at the last evaluation.
         anchors: what was found of the anchors before the first epoch, for `derived.json`; ``None``: nothing.
         class_scores: the latest evaluations for image weighting: epochs that were done, and each class's AP.
+        scaler: of the loss in fp16, as torch's ``GradScaler`` gives its state; empty where there is none.
     """
 
     step: int
@@ -60,6 +61,7 @@ class TrainingState:
     evaluated_epoch: int = 0
     anchors: dict[str, Any] | None = None
     class_scores: Sequence[tuple[int, Sequence[float]]] = field(default_factory=list)
+    scaler: dict[str, Any] = field(default_factory=dict)
 
     @property
     def best_score(self) -> BestScore:

@@ -7,7 +7,7 @@ to be logged: a step costs one gradient reduction and one such vector.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -15,9 +15,13 @@ from torch import Tensor
 from hvdyolo.data.loader import TrainBatch
 from hvdyolo.distributed.communicator import Communicator, PendingSum
 from hvdyolo.engine.schedule import StepRange
+from hvdyolo.engine.weights_digest import NUMBERS, all_agree, no_digest
 from hvdyolo.objective.assign import LevelMatches
 from hvdyolo.objective.loss import StepCounts
 from hvdyolo.objective.targets import LevelTargets, pad_matches
+
+# Where the vector is cut: the request to stop, three losses, the digest of the weights, the counts.
+_SECTIONS = (1, 4, 4 + NUMBERS)
 
 Matches = tuple[LevelMatches, ...]
 """What the loader's workers assign: a level each."""
@@ -30,10 +34,12 @@ class Report:
     Attributes:
         stop: this rank was asked to stop.
         losses: (3,) its shares of the last step's box, objectness and class terms.
+        weights: the digest of its weights, where they are due to be compared.
     """
 
     stop: bool
     losses: Tensor
+    weights: Tensor = field(default_factory=no_digest)
 
 
 @dataclass(frozen=True)
@@ -54,6 +60,7 @@ class Step:
         counts: images and matches over all ranks and batches of the step.
         stop: some rank was asked to stop before this step.
         losses: (3,) the last step's box, objectness and class terms, summed over ranks.
+        weights_agree: all ranks reported the same digest of their weights.
     """
 
     range: StepRange | None
@@ -61,6 +68,7 @@ class Step:
     counts: StepCounts
     stop: bool
     losses: Tensor
+    weights_agree: bool
 
 
 @dataclass(frozen=True)
@@ -73,13 +81,14 @@ class UpcomingStep:
 
     def agree(self, device: torch.device) -> Step:
         """Wait for the other ranks' counts."""
-        total = self.pending.wait()
+        stop, losses, weights, counts = self.pending.wait().tensor_split(_SECTIONS)
         return Step(
             range=self.range,
             batches=self.batches,
-            counts=StepCounts(images=total[4].to(device), matches=total[5:].to(device)),
-            stop=bool(total[0] > 0),
-            losses=total[1:4],
+            counts=StepCounts(images=counts[0].to(device), matches=counts[1:].to(device)),
+            stop=bool(stop > 0),
+            losses=losses,
+            weights_agree=all_agree(weights),
         )
 
 
@@ -132,9 +141,9 @@ class StepFeed:
         step = next(self._ranges, None)
         batches = tuple(next(self._batches) for _ in range(step.passes)) if step else ()
         counts = sum(map(self._counts, batches), start=torch.zeros(1 + self._cells.levels))
-        vector = torch.cat([torch.tensor([float(report.stop)]), report.losses.cpu(), counts])
+        parts = (torch.tensor([float(report.stop)]), report.losses.cpu(), report.weights, counts)
         # In double precision: a float sum of counts would be exact only up to 2^24.
-        pending = self._comm.sum_async("step", vector.double())
+        pending = self._comm.sum_async("step", torch.cat([part.double() for part in parts]))
         micro_batches = tuple(
             MicroBatch(batch, pad_matches(batch.matches, self._cells.of(batch.input_size)))
             for batch in batches

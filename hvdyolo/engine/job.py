@@ -47,7 +47,7 @@ def open_job(config: Config) -> Iterator[Job]:
     watchdog = start_watchdog(beacon, launched_world(), None, config.watchdog.start_timeout)
     try:
         beacon.beat("start communication", 0)
-        comm = open_communicator(config.distributed)
+        comm = open_communicator(config.distributed, many_small_sums=config.train.sync_batch_norm)
         try:
             device = choose_device(comm.world)
             cores = share_of_cores(comm)

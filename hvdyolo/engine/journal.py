@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import logging
+import math
 import sys
 import time
 from collections.abc import Mapping
@@ -18,7 +19,8 @@ _METRICS = "metrics.jsonl"
 _RESULTS = "results.csv"
 _RESULT_COLUMNS = (
     "epoch", "step", "time", "lr", "box", "objectness", "classification", "images_per_second",
-    "wait_percent", "skipped_samples", "ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large",
+    "wait_percent", "skipped_samples", "skipped_steps", "peak_memory_mb",
+    "ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large",
 )  # fmt: skip
 
 
@@ -57,7 +59,12 @@ class Journal:
 
     def record(self, kind: str, step: int, epoch: int, values: Mapping[str, Any]) -> None:
         """Add an entry; an ``epoch`` entry is a row of ``results.csv`` too."""
-        entry = {"kind": kind, "step": step, "epoch": epoch, "time": round(time.time(), 3), **values}
+        # JSON knows no NaN.
+        finite = {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in values.items()
+        }
+        entry = {"kind": kind, "step": step, "epoch": epoch, "time": round(time.time(), 3), **finite}
         with storage_errors(self._metrics):
             self._stream.write(json.dumps(entry) + "\n")
         if kind == "epoch":

@@ -1,10 +1,10 @@
 """The model, what changes it, and one optimizer step."""
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.amp.grad_scaler import GradScaler
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
@@ -14,6 +14,7 @@ from hvdyolo.distributed.watchdog import Beacon
 from hvdyolo.engine.ema import MovingAverage
 from hvdyolo.engine.feed import MicroBatch, Step
 from hvdyolo.engine.optimizer import apply_rates
+from hvdyolo.engine.precision import Precision, no_scaling, reduced_precision
 from hvdyolo.engine.schedule import TrainingSchedule
 from hvdyolo.models.build import DetectionModel
 from hvdyolo.objective.loss import StepCounts, detection_loss
@@ -30,8 +31,9 @@ class Learner:
     Attributes:
         reduction: ``optimizer`` with its gradients summed over ranks.
         clip_norm: largest norm of the summed gradient.
-        precision: ``bf16`` runs the network under autocast.
         class_weights: (C,) of the class term, on the device.
+        precision: of the network's convolutions and products.
+        scaler: multiplies the loss, so that gradients are in the range of fp16.
         step: optimizer steps done.
         skipped: steps in a row that were not applied because the gradient was not finite.
     """
@@ -45,8 +47,9 @@ class Learner:
     clip_norm: float
     device: torch.device
     beacon: Beacon
-    precision: Literal["fp32", "bf16"] = "fp32"
     class_weights: Tensor | None = None
+    precision: Precision = "fp32"
+    scaler: GradScaler = field(default_factory=no_scaling)
     step: int = 0
     skipped: int = 0
 
@@ -59,12 +62,14 @@ class Learner:
         assert step.range is not None
         apply_rates(self.optimizer, self.schedule.rates(step.range))
         self.reduction.begin(len(step.batches))
+        buffers = [buffer.clone() for buffer in self.model.buffers()]
         losses = torch.zeros(3, device=self.device)
         for micro_batch in step.batches:
             self.beacon.beat("compute", self.step)
             losses += self._accumulate(micro_batch, step.counts)
         self.beacon.beat("reduce", self.step, waits=True)
         self.reduction.wait()
+        self.scaler.unscale_(self.optimizer)
         norm = clip_grad_norm_(self.model.parameters(), self.clip_norm)
         # Summed over ranks, it is non-finite on all of them if on any: all decide alike.
         if torch.isfinite(norm):
@@ -72,7 +77,8 @@ class Learner:
             self.average.update(self.model)
             self.skipped = 0
         else:
-            self._skip()
+            self._skip(buffers)
+        self.scaler.update()
         self.reduction.zero_grad()
         self.step += 1
         return losses
@@ -90,9 +96,9 @@ class Learner:
             dtype=next(self.model.parameters()).dtype,
             size=batch.input_size,
         )
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+        with reduced_precision(self.precision, self.device):
             levels = self.model(images)  # per level (B, 3, H, W, 5 + classes)
-        if self.precision == "bf16":
+        if self.precision != "fp32":
             levels = [level.float() for level in levels]
         terms = detection_loss(
             levels,
@@ -104,13 +110,18 @@ class Learner:
             batch.images.shape[1],
             self.class_weights,
         )
-        terms.total.backward()  # type: ignore[no-untyped-call]
+        self.scaler.scale(terms.total).backward()  # type: ignore[no-untyped-call]
         return torch.stack([terms.box, terms.objectness, terms.classification]).detach().float()
 
-    def _skip(self) -> None:
+    def _skip(self, buffers: list[Tensor]) -> None:
+        """Leave no trace of a step: what made the gradient non-finite may be in running statistics too."""
+        for buffer, before in zip(self.model.buffers(), buffers, strict=True):
+            buffer.copy_(before)
         self.skipped += 1
         if self.skipped >= _MOST_SKIPPED_STEPS:
-            raise InternalError(
+            error = InternalError(
                 f"The gradient was not finite in {self.skipped} steps in a row up to step {self.step}; "
                 "lower optimizer.lr or look at the data of these steps."
             )
+            error.agreed = True
+            raise error

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -26,13 +27,16 @@ from hvdyolo.engine.image_weighting import ImageWeighting
 from hvdyolo.engine.journal import LOGGER, Journal
 from hvdyolo.engine.learner import Learner
 from hvdyolo.engine.optimizer import base_lr
+from hvdyolo.engine.peak_memory import peak_memory
 from hvdyolo.engine.preemption import StopRequest
 from hvdyolo.engine.schedule import StepRange
+from hvdyolo.engine.weights_digest import all_agree, first_non_finite, no_digest, weights_digest
 from hvdyolo.metrics.average_precision import CocoScores
 from hvdyolo.models.build import save_model
-from hvdyolo.utils.errors import Preempted
+from hvdyolo.utils.errors import InternalError, Preempted
 
 _TERMS = ("box", "objectness", "classification")
+_STEPS_BETWEEN_COMPARISONS = 50
 
 
 @dataclass
@@ -42,6 +46,7 @@ class Tally:
     Attributes:
         waited: seconds for the loader.
         skipped: damaged samples that were left out.
+        skipped_steps: steps that were not applied because their gradient was not finite.
     """
 
     started: float = field(default_factory=time.monotonic)
@@ -49,6 +54,7 @@ class Tally:
     images: float = 0.0
     waited: float = 0.0
     skipped: int = 0
+    skipped_steps: int = 0
 
     def add(self, step: Step) -> None:
         """Count one step."""
@@ -103,7 +109,7 @@ class Trainer:
         self._journal = journal
         self._losses = torch.zeros(3)
         self._told_damaged: set[int] = set()
-        self._upcoming = feed.next(Report(stop.requested, self._losses))
+        self._upcoming = feed.next(self._report())
 
     def run(self) -> None:
         """Train to the last epoch, or until patience is exhausted.
@@ -139,21 +145,30 @@ class Trainer:
                 self._tell_damaged(step)
                 self._losses = self.learner.train_step(step).cpu()
                 self.attempt.step, self.attempt.epoch = self.learner.step, epoch
-                losses += self._losses
+                if self.learner.skipped:
+                    whole.skipped_steps += 1
+                    self._tell_skipped_step()
+                else:
+                    losses += self._losses
                 whole.add(step)
                 window.add(step)
                 if self.learner.step % self.config.train.log_every == 0:
                     self._log_step(step, window)
                     window = Tally()
         # Shares of the ranks add up to the losses of whole steps.
-        shares = torch.cat([losses / max(whole.steps, 1), torch.tensor([float(whole.skipped)])])
-        *means, skipped = self.comm.sum("epoch", shares)
+        means = losses / max(whole.steps - whole.skipped_steps, 1)
+        memory = torch.zeros(self.comm.world.size)
+        memory[self.comm.world.rank] = peak_memory(self.learner.device)
+        shares = torch.cat([means, torch.tensor([float(whole.skipped)]), memory])
+        means, skipped, memory = self.comm.sum("epoch", shares).tensor_split((3, 4))
         if skipped:
             LOGGER.warning("epoch %d: %d damaged samples were skipped", epoch + 1, int(skipped))
         return {
             **dict(zip(_TERMS, _rounded(means), strict=True)),
             **whole.speed(),
             "skipped_samples": int(skipped),
+            "skipped_steps": whole.skipped_steps,
+            "peak_memory_mb": round(float(memory.max()), 1),
         }
 
     @contextmanager
@@ -175,11 +190,24 @@ class Trainer:
         while (current := self._upcoming.range) is not None and current.epoch == epoch:
             self.beacon.beat("agree on step", self.learner.step, waits=True)
             step = self._upcoming.agree(self.learner.device)
+            self._require_agreement(step.weights_agree)
             if step.stop:
                 self._stop_before(current)
             self.beacon.beat("load", self.learner.step)
-            self._upcoming = self.feed.next(Report(self.stop.requested, self._losses))
+            self._upcoming = self.feed.next(self._report())
             yield step
+
+    def _report(self) -> Report:
+        """What the other ranks are told with the next step's counts."""
+        due = self.comm.world.size > 1 and self.learner.step % _STEPS_BETWEEN_COMPARISONS == 0
+        weights = weights_digest(self.learner.model) if due else no_digest()
+        return Report(self.stop.requested, self._losses, weights)
+
+    def _require_agreement(self, weights_agree: bool) -> None:
+        """Raise an :class:`InternalError` that names the first parameter that differs, and the ranks."""
+        if not weights_agree:
+            # Of parameters only: running statistics are each rank's own until they are averaged.
+            self.comm.check_equal(dict(self.learner.model.named_parameters()))
 
     def _stop_before(self, step: StepRange) -> None:
         self._save_checkpoint(step.epoch, step.first)
@@ -190,7 +218,7 @@ class Trainer:
         done = epoch + 1
         last = done == self.config.train.epochs
         results = {"lr": base_lr(self.learner.optimizer), **results}
-        self._average_running_statistics()
+        self._settle_weights()
         if last or done % self.config.train.eval_every == 0:
             scores = self._evaluate()
             results |= {
@@ -200,8 +228,9 @@ class Trainer:
             if self.weighting is not None:
                 self.weighting.note(done, [scores.classes[name]["ap"] for name in self.validation.names])
             LOGGER.info(
-                "epoch %d/%d  AP %.3f  AP50 %.3f  (%d images, %d boxes)",
+                "epoch %d/%d  AP %.3f  AP50 %.3f  (%d images, %d boxes)  at most %.0f MiB a rank",
                 done, self.config.train.epochs, scores.ap, scores.ap50, scores.images, scores.instances,
+                results["peak_memory_mb"],
             )  # fmt: skip
         if self._journal is not None:
             self._journal.record("epoch", self.learner.step, epoch, results)
@@ -220,11 +249,33 @@ class Trainer:
             self.learner.step,
         )
 
-    def _average_running_statistics(self) -> None:
-        """Make the ranks' batch-norm statistics one; Horovod never does this by itself."""
+    def _settle_weights(self) -> None:
+        """Make the ranks' batch-norm statistics one, which Horovod never does by itself; then all is equal.
+
+        Raises:
+            InternalError: something is not finite or not the same on all ranks, and must be neither scored
+                nor saved.
+        """
         self.beacon.beat("average statistics", self.learner.step, waits=True)
-        self.comm.average_running_statistics(self.learner.model)
-        self.comm.average_running_statistics(self.learner.average.model)
+        model, average = self.learner.model, self.learner.average.model
+        self.comm.average_running_statistics(model)
+        self.comm.average_running_statistics(average)
+        spoiled = first_non_finite(average) or first_non_finite(model)
+        report = torch.cat([weights_digest(model), torch.tensor([float(spoiled is not None)])])
+        total = self.comm.sum("weights", report)
+        self._require_agreement(all_agree(total[:-1]))
+        if total[-1] > 0:
+            self._end_not_finite(spoiled)
+
+    def _end_not_finite(self, spoiled: str | None) -> NoReturn:
+        """Raise the error that all ranks raise alike, if ``spoiled`` is a tensor on some of them."""
+        names = self.comm.gather_objects("not finite", spoiled)
+        error = InternalError(
+            f"{next(filter(None, names))} is not finite any more, so nothing of it is saved; resume from the "
+            "last checkpoint with a lower optimizer.lr."
+        )
+        error.agreed = True
+        raise error
 
     def _save_weights(self, scores: CocoScores, done: int) -> None:
         """Write ``weights/last``, and ``weights/best`` if it is, when ``done`` epochs are."""
@@ -240,7 +291,7 @@ class Trainer:
 
     def _save_checkpoint(self, epoch: int, batch: int) -> None:
         """Save a checkpoint from which ``batch`` of ``epoch`` is the next to be learnt."""
-        self._average_running_statistics()
+        self._settle_weights()
         state = dataclasses.replace(
             self._start,
             step=self.learner.step,
@@ -251,6 +302,7 @@ class Trainer:
             evaluated_epoch=self._best.evaluated,
             class_scores=[] if self.weighting is None else list(self.weighting.evaluations.items()),
             ema_updates=self.learner.average.updates,
+            scaler=self.learner.scaler.state_dict(),
         )
         self.beacon.beat("save", self.learner.step, waits=self.comm.world.rank != 0)
         on_first_rank(
@@ -273,6 +325,10 @@ class Trainer:
                 if sample not in self._told_damaged:
                     self._told_damaged.add(sample)
                     LOGGER.warning("skipped: %s", reason)
+
+    def _tell_skipped_step(self) -> None:
+        own = "" if self._losses.isfinite().all() else "; nor was this rank's loss"
+        LOGGER.warning("step %d was skipped: its gradient was not finite%s", self.learner.step, own)
 
     def _log_step(self, step: Step, window: Tally) -> None:
         """Tell the speed since the last line and the losses of the step before ``step``."""

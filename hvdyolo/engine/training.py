@@ -16,6 +16,7 @@ from hvdyolo.data.reader import PackedSplit
 from hvdyolo.data.staging import local_shards
 from hvdyolo.data.worker_count import with_workers
 from hvdyolo.distributed.communicator import Communicator
+from hvdyolo.distributed.sync_batch_norm import convert_sync_batch_norm
 from hvdyolo.engine.agreement import on_every_rank, on_first_rank
 from hvdyolo.engine.attempt import Attempt, begin_attempt
 from hvdyolo.engine.auto_anchor import AnchorCheck, check_anchors
@@ -28,6 +29,7 @@ from hvdyolo.engine.job import Job, open_job
 from hvdyolo.engine.journal import LOGGER, Journal
 from hvdyolo.engine.learner import Learner
 from hvdyolo.engine.optimizer import build_optimizer
+from hvdyolo.engine.precision import gradient_scaler
 from hvdyolo.engine.preemption import StopRequest
 from hvdyolo.engine.run_directory import choose_checkpoint, read_matching_state
 from hvdyolo.engine.schedule import StepRange, TrainingSchedule
@@ -177,6 +179,11 @@ def train_attempt(config: Config, inputs: Inputs, run: Path, resume: str, job: J
         LOGGER.info("no checkpoint to resume from: begins with the first epoch")
     comm.broadcast_state(model)
     comm.broadcast_state(average.model)
+    scaler = gradient_scaler(config.train.precision, device, config.distributed.compression)
+    if state.training.scaler:
+        scaler.load_state_dict(state.training.scaler)
+    if config.train.sync_batch_norm:
+        convert_sync_batch_norm(model, comm)
     learner = Learner(
         model=model,
         average=average,
@@ -189,6 +196,7 @@ def train_attempt(config: Config, inputs: Inputs, run: Path, resume: str, job: J
         beacon=beacon,
         precision=config.train.precision,
         class_weights=None if weights is None else weights.to(device),
+        scaler=scaler,
         step=state.training.step,
     )
     input_sizes = build_input_sizes(config, schedule, model)

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from hvdyolo.data.manifest import read_manifest
 from hvdyolo.data.reader import PackedSplit
-from hvdyolo.models.build import build_model, save_model
+from hvdyolo.models.build import build_model, load_model, save_model
 
 pytestmark = pytest.mark.slow
 
@@ -67,7 +67,7 @@ def test_a_run_leaves_all_that_the_design_promises(launch, synthetic, tmp_path, 
     assert json.loads((run / "derived.json").read_text())["ranks"] == ranks
 
 
-def test_all_augmentations_together_and_all_of_the_loss_train_on_two_ranks(
+def test_all_augmentations_and_all_of_the_loss_train_on_two_ranks_that_share_batch_norm(
     launch, synthetic, tmp_path
 ) -> None:
     run = tmp_path / "run"
@@ -79,6 +79,7 @@ def test_all_augmentations_together_and_all_of_the_loss_train_on_two_ranks(
     # A batch of 8 is four times the nominal one, so that the rule for large batches is at work.
     settings += [
         "--config", "high", "--optimizer.name", "lars", "--optimizer.nominal_batch", "2",
+        "--train.sync_batch_norm", "true", "--distributed.compression", "fp16",
         "--loss.focal_gamma", "1.5", "--loss.class_weights", "inverse_sqrt",
     ]  # fmt: skip
     ended = launch(words(synthetic, run, *settings), "mpirun", 2)
@@ -89,6 +90,7 @@ def test_all_augmentations_together_and_all_of_the_loss_train_on_two_ranks(
     assert derived["optimizer"]["trust_coefficient"] == 0.2
     assert sum(derived["class_weights"]) == pytest.approx(4, rel=1e-6)
     assert "lars, 8 images a step: lr 0.01, weight decay 0.002, gradients clipped to 40" in ended.output
+    assert load_model(run / "weights" / "last.safetensors").names == read_manifest(synthetic).names
     terms = ("box", "objectness", "classification")
     losses = [entry[term] for entry in metrics(run, "epoch") for term in terms]
     assert all(0 < loss < 100 for loss in losses), losses

@@ -2,164 +2,48 @@
 
 Started on R ranks, the real step feed, learner, loss and gradient reduction train on R shares of a batch of
 eight images. The same parts in one process, without Horovod, train on the whole batch. Gradients and the
-first updates agree to 1e-9 in double precision. Batch norm is frozen: it alone looks at a rank's own
-images only.
+first updates agree to 1e-9 in double precision: with batch norm frozen, with batch norm over all ranks'
+images, and with each rank's own against one process that normalises the same groups of images.
 """
 
-import copy
-from collections.abc import Iterator, Mapping
-from typing import Any
+from functools import partial
 
-import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from rehearsal import Course, Rehearsal, assert_close, narrow_model
+from torch import Tensor, nn
+from torch.nn.functional import batch_norm
 
 from hvdyolo.config import LossConfig, OptimizerConfig
-from hvdyolo.data.loader import TrainBatch
 from hvdyolo.data.order import BatchPlan
 from hvdyolo.distributed.single import SingleProcess
-from hvdyolo.distributed.watchdog import Beacon
-from hvdyolo.engine.ema import MovingAverage
-from hvdyolo.engine.feed import Report, StepFeed
-from hvdyolo.engine.learner import Learner
-from hvdyolo.engine.optimizer import build_optimizer
-from hvdyolo.engine.schedule import TrainingSchedule
-from hvdyolo.engine.training import build_assigner, count_cells
 from hvdyolo.engine.transfer import freeze, read_lr_factors
-from hvdyolo.models.build import DetectionModel, build_model
-from hvdyolo.objective.class_weights import class_weights
+from hvdyolo.models.build import DetectionModel
 
-SIZE = 64
 IMAGES = 8
-STEPS = 3
-CLASSES = 3
-PLAIN = LossConfig()
-WEIGHTED = LossConfig(focal_gamma=1.5, class_weights="1, 2, 5", label_smoothing=0.1)
-
-
-class Rehearsal:
-    """Everything between a batch and the updated weights, on one communicator.
-
-    ``passes`` batches are accumulated into a step; ``images`` is the size of each.
-    """
-
-    def __init__(
-        self,
-        comm,
-        start: DetectionModel,
-        images: int,
-        passes: int,
-        factors: Mapping[str, float] | None = None,
-        loss: LossConfig = PLAIN,
-        **optimizer: Any,
-    ) -> None:
-        self.comm = comm
-        self.images = images
-        self.passes = passes
-        self.model = copy.deepcopy(start)
-        settings = OptimizerConfig(
-            **{"nominal_batch": images * passes, "warmup_epochs": 0.0, "clip_norm": 1e9, **optimizer}
-        )
-        schedule = TrainingSchedule(settings, epochs=1, batches=STEPS * passes, batch=images)
-        built = build_optimizer(self.model, schedule.resolved, factors)
-        weights = class_weights(loss.class_weights, np.ones(CLASSES, dtype=np.int64))
-        self.learner = Learner(
-            model=self.model,
-            average=MovingAverage(self.model, 0.9, 10),
-            optimizer=built,
-            reduction=comm.reduce_gradients(built, self.model),
-            schedule=schedule,
-            loss=loss,
-            clip_norm=schedule.resolved.clip_norm,
-            device=torch.device("cpu"),
-            beacon=Beacon(),
-            class_weights=weights,
-        )
-        plan = BatchPlan(samples=10**6, batch=images, seed=0)
-        self.slots = plan.slots(comm.world.rank, comm.world.size)
-        self.feed = StepFeed(
-            self._batches(), schedule.steps(0), comm, count_cells(self.model, len(self.slots))
-        )
-
-    def _batches(self) -> Iterator[TrainBatch]:
-        assign = build_assigner(self.model, 4.0)
-        for index in range(STEPS * self.passes):
-            labels, weights = [], []
-            pixels = np.empty((len(self.slots), SIZE, SIZE, 3), dtype=np.uint8)
-            for place, slot in enumerate(self.slots):
-                image = index * self.images + slot
-                random = np.random.default_rng(image)
-                pixels[place] = random.integers(0, 256, pixels[place].shape)
-                # Different numbers of boxes on every image, so ranks' counts differ; the seventh only fills.
-                weights.append(0.0 if image % IMAGES == 6 else 1.0)
-                boxes = int(weights[-1]) * (image % 4)
-                centres = random.uniform(0.2, 0.8, (boxes, 2))
-                sides = random.uniform(0.1, 0.4, (boxes, 2))
-                classes = random.integers(0, CLASSES, (boxes, 1))
-                labels.append(np.hstack([classes, centres, sides]).astype(np.float32))
-            count = len(self.slots)
-            # Every other step is of another size.
-            input_size = SIZE + 32 * (index // self.passes % 2)
-            yield TrainBatch(
-                epoch=0,
-                index=index,
-                samples=tuple(self.slots),
-                images=torch.from_numpy(pixels),
-                input_size=input_size,
-                weights=torch.tensor(weights),
-                flip=torch.zeros(count, dtype=torch.bool),
-                colour_gains=torch.ones(count, 3),
-                matches=(assign(labels, input_size, input_size, 0),),
-                labels=tuple(labels),
-                damaged={},
-                skipped=0,
-                wait_seconds=0.0,
-            )
-
-    def train(self) -> tuple[dict[str, Tensor], list[dict[str, Tensor]]]:
-        """The first step's summed gradient, and the weights after each step."""
-        gradient: dict[str, Tensor] = {}
-        wait = self.learner.reduction.wait
-
-        def remember() -> None:
-            wait()
-            if not gradient:
-                named = self.model.named_parameters()
-                gradient.update({name: value.grad.clone() for name, value in named if value.grad is not None})
-
-        self.learner.reduction.wait = remember  # type: ignore[method-assign]
-        weights = []
-        upcoming = self.feed.next(Report(False, torch.zeros(3)))
-        while upcoming.range is not None:
-            step = upcoming.agree(torch.device("cpu"))
-            upcoming = self.feed.next(Report(False, torch.zeros(3)))
-            self.learner.train_step(step)
-            named = self.model.named_parameters()
-            weights.append({name: value.detach().clone() for name, value in named})
-        return gradient, weights
 
 
 @pytest.fixture
-def start() -> DetectionModel:
-    torch.manual_seed(3)
-    model = build_model("yolov5n", CLASSES).double().eval()  # evaluation mode freezes batch norm
-    model.image_size = SIZE
-    model.model[-1].train()  # the head gives raw levels, as in training
-    return model
+def learning(tmp_path) -> DetectionModel:
+    return narrow_model(tmp_path).double()
 
 
-def assert_close(expected: dict[str, Tensor], found: dict[str, Tensor]) -> None:
-    assert expected.keys() == found.keys()
-    for name, value in expected.items():
-        error = (value - found[name]).norm() / value.norm().clamp_min(1e-30)
-        assert error < 1e-9, f"{name}: relative error {error:.2e}"
+@pytest.fixture
+def start(learning) -> DetectionModel:
+    learning.eval()  # freezes batch norm
+    learning.model[-1].train()  # the head gives raw levels, as in training
+    return learning
+
+
+def statistics(model: nn.Module) -> dict[str, Tensor]:
+    named = model.named_buffers()
+    return {name: value for name, value in named if name.endswith(("running_mean", "running_var"))}
 
 
 @pytest.mark.parametrize("passes", [1, 2])
 def test_ranks_give_the_gradient_and_updates_of_one_process(comm, start, passes: int) -> None:
-    whole = Rehearsal(SingleProcess(), start, images=IMAGES, passes=1)
-    shares = Rehearsal(comm, start, images=IMAGES // passes, passes=passes)
+    whole = Rehearsal(SingleProcess(), start, Course(IMAGES))
+    shares = Rehearsal(comm, start, Course(IMAGES // passes, passes))
     if len(shares.slots) == 0:
         pytest.skip("more ranks than images")
     expected_gradient, expected_weights = whole.train()
@@ -173,16 +57,22 @@ def test_ranks_give_the_gradient_and_updates_of_one_process(comm, start, passes:
 
 
 @pytest.mark.parametrize(
-    ("settings", "loss"),
+    "course",
     [
-        ({"name": "adamw", "lr": 0.001}, PLAIN),
+        Course(IMAGES, optimizer=OptimizerConfig(name="adamw", lr=0.001, warmup_epochs=0.0, clip_norm=1e9)),
         # Of twice the images that the settings are for, and clipped.
-        ({"name": "lars", "nominal_batch": IMAGES // 2, "clip_norm": 1.0}, WEIGHTED),
+        Course(
+            IMAGES,
+            nominal_batch=IMAGES // 2,
+            optimizer=OptimizerConfig(name="lars", warmup_epochs=0.0, clip_norm=1.0),
+            loss=LossConfig(focal_gamma=1.5, class_weights="1, 2, 5", label_smoothing=0.1),
+        ),
     ],
+    ids=["adamw", "lars"],
 )
-def test_optimizers_and_losses_do_not_see_the_ranks(comm, start, settings, loss) -> None:
-    whole = Rehearsal(SingleProcess(), start, images=IMAGES, passes=1, loss=loss, **settings)
-    shares = Rehearsal(comm, start, images=IMAGES, passes=1, loss=loss, **settings)
+def test_optimizers_and_losses_do_not_see_the_ranks(comm, start, course: Course) -> None:
+    whole = Rehearsal(SingleProcess(), start, course)
+    shares = Rehearsal(comm, start, course)
     expected_gradient, expected_weights = whole.train()
     gradient, weights = shares.train()
     assert_close(expected_gradient, gradient)
@@ -197,8 +87,8 @@ def test_frozen_layers_take_no_part_and_parts_may_have_rates_of_their_own(comm, 
     freeze(start, "backbone, *.bn.weight")
     factors = read_lr_factors(start, "neck=0.5, head=3")
     frozen = {name for name, value in start.named_parameters() if not value.requires_grad}
-    whole = Rehearsal(SingleProcess(), start, images=IMAGES, passes=1, factors=factors)
-    shares = Rehearsal(comm, start, images=IMAGES // passes, passes=passes, factors=factors)
+    whole = Rehearsal(SingleProcess(), start, Course(IMAGES, factors=factors))
+    shares = Rehearsal(comm, start, Course(IMAGES // passes, passes, factors=factors))
     if len(shares.slots) == 0:
         pytest.skip("more ranks than images")
     expected_gradient, expected_weights = whole.train()
@@ -210,4 +100,50 @@ def test_frozen_layers_take_no_part_and_parts_may_have_rates_of_their_own(comm, 
     before = dict(start.named_parameters())
     for name, value in weights[-1].items():
         assert value.equal(before[name]) == (name in frozen), name
-    comm.check_equal(shares.model)
+    comm.check_equal(dict(shares.model.named_parameters()))
+
+
+def test_synchronised_batch_norm_gives_what_one_process_computes(comm, learning) -> None:
+    freeze(learning, "0-3")
+    learning.train()
+    whole = Rehearsal(SingleProcess(), learning, Course(IMAGES))
+    shares = Rehearsal(comm, learning, Course(IMAGES), synchronised=True)
+    expected_gradient, expected_weights = whole.train()
+    gradient, weights = shares.train()
+    assert_close(expected_gradient, gradient)
+    for expected, found in zip(expected_weights, weights, strict=True):
+        assert_close(expected, found)
+    for expected, found in (
+        (whole.model, shares.model),
+        (whole.learner.average.model, shares.learner.average.model),
+    ):
+        assert_close(statistics(expected), statistics(found))
+    assert list(whole.model.state_dict()) == list(shares.model.state_dict())
+    before = statistics(learning)
+    for name, value in statistics(shares.model).items():
+        assert value.equal(before[name]) == name.startswith(("model.0.", "model.1.", "model.2.", "model.3."))
+    comm.check_equal(shares.model.state_dict())  # running statistics included, bit by bit
+
+
+def test_local_batch_norm_gives_what_one_process_computes_with_the_same_groups(comm, learning) -> None:
+    ranks = range(comm.world.size)
+    plan = BatchPlan(samples=IMAGES, batch=IMAGES, seed=0)
+    groups = [len(plan.slots(rank, comm.world.size)) for rank in ranks]
+
+    def normalise_groups(norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
+        normalised = [
+            batch_norm(part, None, None, norm.weight, norm.bias, training=True, eps=norm.eps)
+            for part in x.split(groups)
+        ]
+        return torch.cat(normalised)
+
+    whole = Rehearsal(SingleProcess(), learning, Course(IMAGES))
+    for norm in whole.model.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.forward = partial(normalise_groups, norm)  # type: ignore[method-assign]
+    shares = Rehearsal(comm, learning, Course(IMAGES))
+    expected_gradient, expected_weights = whole.train()
+    gradient, weights = shares.train()
+    assert_close(expected_gradient, gradient)
+    for expected, found in zip(expected_weights, weights, strict=True):
+        assert_close(expected, found)

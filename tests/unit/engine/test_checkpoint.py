@@ -191,6 +191,14 @@ def test_another_format_is_refused(tmp_path: Path) -> None:
         read_state(path)
 
 
+def test_a_state_without_a_scaler_is_of_a_run_without_one(tmp_path: Path) -> None:
+    path = Training(seed=1).save(tmp_path, 1)
+    values = json.loads((path / "state.json").read_text())
+    del values["scaler"]  # written before there was one
+    (path / "state.json").write_text(json.dumps(values))
+    assert read_state(path) == state(1)
+
+
 def test_a_place_that_cannot_be_written_is_a_storage_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match=r"cannot write .*bytes free"):

@@ -23,6 +23,14 @@ def test_every_entry_has_step_epoch_and_time(tmp_path: Path) -> None:
     assert [(row["step"], row["ap"], row["ap75"]) for row in rows] == [("12", "0.25", "")]
 
 
+def test_what_is_no_number_is_null(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, 0)
+    journal.record("step", 1, 0, {"box": float("nan"), "objectness": float("-inf"), "class": 0.5})
+    journal.close()
+    (entry,) = entries(tmp_path)
+    assert [entry[name] for name in ("box", "objectness", "class")] == [None, None, 0.5]
+
+
 def test_a_resumed_run_drops_what_it_does_again(tmp_path: Path) -> None:
     journal = Journal(tmp_path, 0)
     for step in (10, 20, 30):

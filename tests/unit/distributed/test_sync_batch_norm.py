@@ -1,0 +1,91 @@
+"""Batch norm over ranks, as far as one process can see it; tests/parallel compares it over real ranks."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hvdyolo.distributed.single import SingleProcess
+from hvdyolo.distributed.sync_batch_norm import SyncBatchNorm2d, convert_sync_batch_norm
+from hvdyolo.distributed.world import World
+from hvdyolo.models.blocks import NORM_EPS, NORM_MOMENTUM, Conv
+
+ON_GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
+
+
+class Twins(SingleProcess):
+    """Two ranks that always have the same images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.world = World(rank=0, size=2, local_rank=0, local_size=2, host="here")
+        self.names: list[str] = []
+
+    def sum(self, name: str, tensor: Tensor) -> Tensor:
+        self.names.append(name)
+        return 2 * tensor
+
+
+def norm() -> nn.BatchNorm2d:
+    torch.manual_seed(0)
+    made = nn.BatchNorm2d(5, eps=NORM_EPS, momentum=NORM_MOMENTUM)
+    with torch.no_grad():
+        made.weight.uniform_(0.5, 2)
+        made.bias.normal_()
+    return made
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.02), (torch.float16, 3e-3)]
+)
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=ON_GPU)])
+def test_twins_get_what_one_process_gets_from_both(dtype: torch.dtype, tolerance: float, device: str) -> None:
+    plain, twins = norm().to(device), Twins()
+    synchronised = SyncBatchNorm2d(copy.deepcopy(plain), "norm", twins.sum)
+    # Means far from 0: sums of squares would lose the variance in half precision.
+    x = (torch.randn(3, 5, 4, 6) * 3 + 40).to(device, dtype).to(memory_format=torch.channels_last)
+    gradient = torch.randn(3, 5, 4, 6).to(device, dtype)
+    both = torch.cat([x, x]).requires_grad_()
+    own = x.clone().requires_grad_()
+    expected, found = plain(both), synchronised(own)
+    expected.backward(torch.cat([gradient, gradient]))
+    found.backward(gradient)
+    assert found.dtype == own.grad.dtype == dtype
+    close = {"rtol": tolerance, "atol": tolerance}
+    torch.testing.assert_close(found, expected[:3], **close)
+    torch.testing.assert_close(own.grad, both.grad[:3], **close)
+    # Of weights each rank has its share, for the reduction of gradients to add up.
+    torch.testing.assert_close(2 * synchronised.weight.grad, plain.weight.grad, **close)
+    torch.testing.assert_close(2 * synchronised.bias.grad, plain.bias.grad, **close)
+    for name, value in plain.named_buffers():
+        torch.testing.assert_close(synchronised.get_buffer(name), value, rtol=1e-6, atol=1e-6)
+    assert twins.names == ["norm: moments", "norm: gradients"]
+
+
+def test_all_norms_are_converted_and_parameters_and_names_stay() -> None:
+    model = nn.Sequential(Conv(3, 4), nn.Sequential(Conv(4, 4)))
+    keys, parameters = list(model.state_dict()), list(model.parameters())
+    twins = Twins()
+    convert_sync_batch_norm(model, twins)
+    assert list(model.state_dict()) == keys
+    assert all(one is other for one, other in zip(model.parameters(), parameters, strict=True))
+    model(torch.rand(2, 3, 4, 4)).sum().backward()
+    assert twins.names == [
+        "0.bn: moments", "1.0.bn: moments", "1.0.bn: gradients", "0.bn: gradients",
+    ]  # fmt: skip
+
+
+def test_frozen_norms_and_evaluation_ask_nobody() -> None:
+    model, twins = nn.Sequential(Conv(3, 4)), Twins()
+    expected = copy.deepcopy(model).eval()
+    convert_sync_batch_norm(model, twins)
+    x = torch.rand(2, 3, 4, 4)
+    assert model.eval()(x).equal(expected(x))
+    assert twins.names == []
+
+
+def test_one_process_keeps_its_norms() -> None:
+    model = nn.Sequential(Conv(3, 4))
+    convert_sync_batch_norm(model, SingleProcess())
+    assert type(model[0].bn) is nn.BatchNorm2d

@@ -1,0 +1,91 @@
+"""Whole runs of a tiny network in this process, through all that ``hvdyolo train`` builds."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from hvdyolo.config import (
+    AugmentConfig,
+    Config,
+    EvaluationConfig,
+    LoaderConfig,
+    ModelConfig,
+    OptimizerConfig,
+    TrainConfig,
+)
+from hvdyolo.distributed.single import SingleProcess
+from hvdyolo.distributed.watchdog import Beacon
+from hvdyolo.engine import training
+from hvdyolo.engine.attempt import Attempt
+from hvdyolo.engine.job import Job
+from hvdyolo.models.description import read_description
+from hvdyolo.utils.errors import Preempted
+
+EPOCHS = 2
+BATCHES = 5  # an epoch, of 8 images each; accumulation ramps from 1 to 3 over the first epoch and a half
+
+
+class StopBefore:
+    """In place of signals: asks for a stop before the given step of an attempt."""
+
+    def __init__(self, step: int | None) -> None:
+        self.asked = 0
+        self.step = step
+
+    @property
+    def requested(self) -> bool:
+        self.asked += 1
+        return self.asked - 1 == self.step
+
+
+@contextmanager
+def one_thread_job() -> Iterator[Job]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    beacon = Beacon()
+    yield Job(SingleProcess(), torch.device("cpu"), beacon, cores=1, threads=1)
+    beacon.close()
+    torch.set_num_threads(threads)
+
+
+def configuration(folder: Path) -> Config:
+    network = folder / "network.yaml"
+    network.write_text(
+        yaml.safe_dump({**read_description("yolov5n"), "width_multiple": 0.03, "depth_multiple": 0.1})
+    )
+    return Config(
+        model=ModelConfig(description=str(network)),
+        loader=LoaderConfig(image_size=64, workers=0),
+        augment=AugmentConfig(mosaic=0.5, mixup=0.5, multi_scale=0.5),
+        optimizer=OptimizerConfig(nominal_batch=24, warmup_epochs=1.5, warmup_min_batches=0),
+        train=TrainConfig(epochs=EPOCHS, batch=8, eval_every=EPOCHS, precision="fp16"),
+        evaluation=EvaluationConfig(batch=32),
+    )
+
+
+def attempt(config: Config, data: Path, run: Path, job: Job, stop: int | None, monkeypatch: Any) -> int:
+    """Train until the end or until before step ``stop`` of this attempt; returns the steps done."""
+    run.mkdir(exist_ok=True)
+    monkeypatch.setattr(training, "StopRequest", lambda: StopBefore(stop))
+    this = Attempt(1)
+    try:
+        training.train_attempt(config, training.check(config, data, None, job), run, "auto", job, this)
+    except Preempted:
+        assert stop is not None
+    return this.step
+
+
+def saved(run: Path) -> dict[str, Any]:
+    """Every tensor of the newest checkpoint, and its state."""
+    checkpoint = run / "checkpoints" / (run / "checkpoints" / "LATEST").read_text().strip()
+    content: dict[str, Any] = json.loads((checkpoint / "state.json").read_text())
+    for file in ("model", "ema", "optimizer"):
+        tensors = load_file(checkpoint / f"{file}.safetensors")
+        content |= {f"{file}: {name}": value.numpy().tobytes() for name, value in tensors.items()}
+    return content
