@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -112,9 +112,12 @@ def test_ranks_stop_early_together_and_resume_with_the_same_anchors_and_patience
     give_scores(scores[3:])
     third = training.folder / "whole" / "checkpoints" / f"step-{state.step // 4 * 3:08d}"
     assert read_state(third).epoch == 3
-    resumed = training("resumed", str(third), train__patience=2)
+    resumed = training("resumed", str(third), train__patience=2, train__checkpoint_every=100)
     assert (resumed.epoch, resumed.step) == (3, state.step)
     assert resumed.detail == attempt.detail
+    last = latest_checkpoint(training.folder / "resumed" / "checkpoints")  # stopping makes one
+    assert read_state(last) == replace(state, config=read_state(last).config)
+    assert (last / "model.safetensors").read_bytes() == (checkpoint / "model.safetensors").read_bytes()
 
     anchors = json.loads((training.folder / "whole" / "derived.json").read_text())["anchors"]
     assert anchors["fitted"]
