@@ -172,6 +172,12 @@ class TrainConfig:
     precision: Literal["fp32", "bf16"] = "fp32"
     """Of convolutions and matrix products in training; weights, updates and the loss are fp32. `bf16` is
     about twice as fast where the processor knows it (AVX-512 BF16, AMX, Ampere and later)."""
+    compile: bool = False
+    """Let torch compile the network for training. It takes minutes at the start, on CPUs a C++ compiler too,
+    and gives other last digits."""
+    cuda_graphs: bool = False
+    """Replay the network's kernels as CUDA graphs: for small networks or batches, whose kernels take less
+    time than starting them. One size of the input only."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Opening the communicator that fits how the process was started."""
 
 import os
+from collections.abc import Mapping
 
 import torch
 
@@ -9,7 +10,9 @@ from hvdyolo.distributed.communicator import Communicator
 from hvdyolo.distributed.single import SingleProcess
 from hvdyolo.distributed.world import launched_world
 
-# Milliseconds; at Horovod's default of 1 the communication thread polls away the core the model needs.
+# Milliseconds. A short cycle is the least time a reduction takes, which is what counts where GPUs compute. On
+# CPUs the communication thread, looking for work that often, polls away the core the model needs.
+_GPU_CYCLE_TIME = 1.0
 _CPU_CYCLE_TIME = 50.0
 
 
@@ -20,7 +23,7 @@ def open_communicator(settings: DistributedConfig) -> Communicator:
         return SingleProcess()
     from hvdyolo.distributed.horovod_communicator import HorovodCommunicator
 
-    chosen = _choose(settings)
+    chosen = choose_environment(settings, gpus=torch.cuda.is_available(), given=os.environ)
     os.environ.update(chosen)
     return HorovodCommunicator(world, chosen)
 
@@ -30,14 +33,22 @@ def is_lost_peer(error: BaseException) -> bool:
     return type(error).__name__ == "HorovodInternalError"
 
 
-def _choose(settings: DistributedConfig) -> dict[str, str]:
-    """Environment for Horovod and MPI; a user's own variables win, unless the configuration names a value."""
-    chosen: dict[str, str] = {}
-    if not torch.cuda.is_available():
-        chosen["HOROVOD_CYCLE_TIME"] = f"{_CPU_CYCLE_TIME:g}"
-        # A waiting rank leaves its core to the ranks it waits for.
-        chosen["OMPI_MCA_mpi_yield_when_idle"] = "1"
-    chosen = {name: os.environ.get(name, value) for name, value in chosen.items()}
+def choose_environment(
+    settings: DistributedConfig, *, gpus: bool, given: Mapping[str, str]
+) -> dict[str, str]:
+    """Variables for Horovod and MPI, which read them as they start.
+
+    Args:
+        settings: what they name comes before all else.
+        gpus: the model is on GPUs.
+        given: the user's own environment, which comes before what is chosen here.
+    """
+    chosen = {
+        "HOROVOD_CYCLE_TIME": f"{_GPU_CYCLE_TIME if gpus else _CPU_CYCLE_TIME:g}",
+        # On CPUs a waiting rank leaves its core to the ranks it waits for; beside GPUs cores are to spare.
+        "OMPI_MCA_mpi_yield_when_idle": "0" if gpus else "1",
+    }
+    chosen = {name: given.get(name, value) for name, value in chosen.items()}
     if settings.cycle_time is not None:
         chosen["HOROVOD_CYCLE_TIME"] = f"{settings.cycle_time:g}"
     if settings.deterministic:

@@ -11,6 +11,7 @@ from torch.optim import SGD
 from hvdyolo.config import LossConfig
 from hvdyolo.distributed.communicator import GradientReduction
 from hvdyolo.distributed.watchdog import Beacon
+from hvdyolo.engine.compilation import record_network
 from hvdyolo.engine.ema import MovingAverage
 from hvdyolo.engine.feed import MicroBatch, Step
 from hvdyolo.engine.optimizer import apply_rates
@@ -31,6 +32,7 @@ class Learner:
         reduction: ``optimizer`` with its gradients summed over ranks.
         clip_norm: largest norm of the summed gradient.
         precision: ``bf16`` runs the network under autocast.
+        unrecorded: the network is to be recorded as CUDA graphs at its next call.
         step: optimizer steps done.
         skipped: steps in a row that were not applied because the gradient was not finite.
     """
@@ -45,6 +47,7 @@ class Learner:
     device: torch.device
     beacon: Beacon
     precision: Literal["fp32", "bf16"] = "fp32"
+    unrecorded: bool = False
     step: int = 0
     skipped: int = 0
 
@@ -89,6 +92,9 @@ class Learner:
             size=batch.input_size,
         )
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            if self.unrecorded:
+                record_network(self.model, images)
+                self.unrecorded = False
             levels = self.model(images)  # per level (B, 3, H, W, 5 + classes)
         if self.precision == "bf16":
             levels = [level.float() for level in levels]

@@ -14,9 +14,11 @@ from hvdyolo.data.reader import PackedSplit
 from hvdyolo.data.staging import local_shards
 from hvdyolo.data.worker_count import with_workers
 from hvdyolo.distributed.communicator import Communicator
+from hvdyolo.distributed.device import check_devices
 from hvdyolo.engine.agreement import on_every_rank, on_first_rank
 from hvdyolo.engine.attempt import Attempt, begin_attempt
 from hvdyolo.engine.checkpoint import TrainingState, load_tensors
+from hvdyolo.engine.compilation import check_compilation, compile_network
 from hvdyolo.engine.ema import MovingAverage
 from hvdyolo.engine.feed import CellCounts, StepFeed
 from hvdyolo.engine.input_size import InputSizes
@@ -43,6 +45,7 @@ def train(config: Config, data: Path, run: Path, resume: str, dry_run: bool) -> 
         HvdyoloError: as its subclasses say; raised before any rank trains if it can be known then.
     """
     with open_job(config) as job:
+        check_devices(job.comm, job.device)
         stage = None if dry_run else config.loader.stage
         inputs = on_every_rank(job.comm, "check", lambda: check(config, data, stage, job))
         if dry_run:
@@ -95,6 +98,7 @@ def check(config: Config, data: Path, stage: str | None, job: Job) -> Inputs:
         raise UsageError(f"model.weights: there is no file {config.model.weights}.")
     check_parts(config, model)
     check_packages(config.augment)
+    check_compilation(config.train, job.device, several_sizes=config.augment.multi_scale > 0)
     shards = local_shards(data, ("train", "val"), stage, lambda: job.beacon.beat("stage", 0))
     training = PackedSplit(data, "train", verify=config.loader.verify, shards=shards)
     validation = PackedSplit(data, "val", verify=config.loader.verify, shards=shards)
@@ -163,6 +167,9 @@ def train_attempt(config: Config, inputs: Inputs, run: Path, resume: str, job: J
         LOGGER.info("no checkpoint to resume from: begins with the first epoch")
     comm.broadcast_state(model)
     comm.broadcast_state(average.model)
+    input_sizes = build_input_sizes(config, schedule, model)
+    if config.train.compile:
+        compile_network(model, config.train, several_sizes=len(input_sizes.choices) > 1)
     learner = Learner(
         model=model,
         average=average,
@@ -174,9 +181,9 @@ def train_attempt(config: Config, inputs: Inputs, run: Path, resume: str, job: J
         device=device,
         beacon=beacon,
         precision=config.train.precision,
+        unrecorded=config.train.cuda_graphs and not config.train.compile,
         step=state.training.step,
     )
-    input_sizes = build_input_sizes(config, schedule, model)
     loader = TrainLoader(
         training,
         plan,
@@ -313,6 +320,8 @@ def _record_derived(
         "samples": len(training),
         "ranks": job.comm.world.size,
         "device": str(job.device),
+        "cores": job.cores,
+        "binding": "lifted" if job.unbound else "as launched",
         "threads": job.threads,
         "workers": workers,
         "communication": dict(job.comm.settings),
@@ -333,3 +342,5 @@ def _record_derived(
         job.comm.world.size, job.threads, workers, job.device,
         " ".join(f"{name}={value}" for name, value in job.comm.settings.items()) or "one process",
     )  # fmt: skip
+    if job.unbound:
+        LOGGER.info("mpirun had bound each rank to fewer cores, unasked; that was lifted (--bind-to none)")
