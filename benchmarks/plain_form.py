@@ -28,12 +28,11 @@ from train_rounds import gate_arguments, gated, open_gate
 
 from hvdyolo.data.reader import PackedSplit
 from hvdyolo.models.build import DetectionModel, build_model
+from hvdyolo.objective import yolov5_loss
 from hvdyolo.ops.iou import complete_iou
 
-SIZE = 320
 THRESHOLD = 4.0
 BALANCES = (4.0, 1.0, 0.4)
-_WORKERS = 2
 _SHIFTS = torch.tensor([[0, 0], [1, 0], [0, 1], [-1, 0], [0, -1]]) * 0.5
 _EMA_DECAY, _EMA_RAMP = 0.9999, 2000.0
 _CLIP_NORM = 10.0
@@ -45,7 +44,8 @@ Batch = tuple[Tensor, Tensor]
 class UsualSamples(Dataset[tuple[Tensor, Tensor]]):
     """Mosaic samples; each worker process has a pipeline of its own."""
 
-    def __init__(self, split: PackedSplit) -> None:
+    def __init__(self, split: PackedSplit, size: int) -> None:
+        self._size = size
         self._encoded = [split.read(index) for index in range(len(split))]
         self._labels = [split.labels(index) for index in range(len(split))]
         self._pipeline: ClassicalPipeline | None = None
@@ -58,9 +58,9 @@ class UsualSamples(Dataset[tuple[Tensor, Tensor]]):
             worker = get_worker_info()
             seed = 0 if worker is None else worker.seed
             self._pipeline = ClassicalPipeline(
-                self._encoded, self._labels, seed, ClassicalSettings(size=SIZE)
+                self._encoded, self._labels, seed, ClassicalSettings(size=self._size)
             )
-        image = np.empty((3, SIZE, SIZE), dtype=np.uint8)
+        image = np.empty((3, self._size, self._size), dtype=np.uint8)
         labels = self._pipeline.sample(index, image)
         return torch.from_numpy(image), torch.from_numpy(labels)
 
@@ -89,7 +89,7 @@ class Assigned:
 
 def assign(targets: Tensor, anchors: Tensor, height: int, width: int) -> Assigned:
     """Match targets (n, 6) with anchors (A, 2), in cells; shapes depend on the data from the mask on."""
-    grid = torch.tensor([width, height], dtype=torch.float32)
+    grid = torch.tensor([width, height], dtype=torch.float32, device=targets.device)
     centres, sizes = targets[:, 2:4] * grid, targets[:, 4:6] * grid
     ratios = sizes[None] / anchors[:, None]  # (A, n, 2)
     fits = torch.maximum(ratios, 1 / ratios).amax(2) < THRESHOLD
@@ -101,7 +101,7 @@ def assign(targets: Tensor, anchors: Tensor, height: int, width: int) -> Assigne
     taken = torch.stack([torch.ones_like(low[:, 0]), low[:, 0], low[:, 1], high[:, 0], high[:, 1]])
     shift, match = taken.nonzero(as_tuple=True)
     anchor, row, centre = anchor[match], row[match], centre[match]
-    cell = (centre - _SHIFTS[shift]).long()
+    cell = (centre - _SHIFTS.to(targets.device)[shift]).long()
     column, line = cell[:, 0].clamp(0, width - 1), cell[:, 1].clamp(0, height - 1)
     return Assigned(
         image=targets[row, 0].long(),
@@ -114,13 +114,16 @@ def assign(targets: Tensor, anchors: Tensor, height: int, width: int) -> Assigne
     )
 
 
-def plain_loss(levels: Sequence[Tensor], targets: Tensor, model: DetectionModel) -> tuple[Tensor, Tensor]:
+def plain_loss(
+    levels: Sequence[Tensor], targets: Tensor, model: DetectionModel, size: int
+) -> tuple[Tensor, Tensor]:
     """The loss of a batch times its images, and its three terms for people."""
-    box, objectness, classification = torch.zeros(1), torch.zeros(1), torch.zeros(1)
+    device = levels[0].device
+    box, objectness, classification = (torch.zeros(1, device=device) for _ in range(3))
     classes = levels[0].shape[-1] - 5
     for raw, anchors, balance in zip(levels, model.head.anchors, BALANCES, strict=True):
         found = assign(targets, anchors, raw.shape[2], raw.shape[3])
-        quality = torch.zeros(raw.shape[:-1])
+        quality = torch.zeros(raw.shape[:-1], device=device)
         if len(found.image):
             where = (found.image, found.anchor, found.row, found.column)
             matched = raw[where]
@@ -134,7 +137,7 @@ def plain_loss(levels: Sequence[Tensor], targets: Tensor, model: DetectionModel)
             classification = classification + binary_cross_entropy_with_logits(matched[:, 5:], wanted)
         objectness = objectness + balance * binary_cross_entropy_with_logits(raw[..., 4], quality)
     terms = torch.cat(
-        [box * 0.05, objectness * (SIZE / 640) ** 2, classification * (0.5 * classes / 80)]
+        [box * 0.05, objectness * (size / 640) ** 2, classification * (0.5 * classes / 80)]
     )  # gains for three levels
     return terms.sum() * len(levels[0]), terms.detach()
 
@@ -178,10 +181,11 @@ def build_plain_optimizer(model: nn.Module) -> torch.optim.SGD:
 def train_plainly(model: DetectionModel, batches: Iterator[Batch], accumulation: int) -> None:
     """Take steps until the batches end the process."""
     optimizer, average = build_plain_optimizer(model), PlainAverage(model)
-    mean = torch.zeros(3)
+    device = model.head.anchors.device
+    mean = torch.zeros(3, device=device)
     for number, (images, targets) in enumerate(batches, start=1):
-        levels = model(images.float() / 255)
-        loss, terms = plain_loss(levels, targets, model)
+        levels = model(images.to(device).float() / 255)
+        loss, terms = plain_loss(levels, targets.to(device), model, images.shape[2])
         loss.backward()
         mean = (mean * (number - 1) + terms) / number
         if number % accumulation == 0:
@@ -191,19 +195,32 @@ def train_plainly(model: DetectionModel, batches: Iterator[Batch], accumulation:
             average.update(model)
 
 
-def load(split: PackedSplit, batch: int) -> Iterator[Batch]:
+def load(split: PackedSplit, batch: int, size: int, workers: int) -> Iterator[Batch]:
     """Batches for ever."""
-    samples = UsualSamples(split)
+    samples = UsualSamples(split, size)
     loader = DataLoader(
         samples,
         batch_size=batch,
         sampler=RandomSampler(samples),
-        num_workers=_WORKERS,
+        num_workers=workers,
         collate_fn=collate,
         drop_last=True,
         persistent_workers=True,
     )
     return itertools.chain.from_iterable(itertools.repeat(loader))
+
+
+def check_loss(model: DetectionModel, size: int) -> None:
+    """See that the plain loss is hvdyolo's: a faster one that computes something else would prove nothing."""
+    random = torch.Generator().manual_seed(0)
+    images = torch.rand(2, 3, size, size, generator=random)
+    boxes = torch.rand(40, 4, generator=random) * 0.4 + torch.tensor([0.3, 0.3, 0.05, 0.05])
+    numbers = torch.arange(40)[:, None]
+    targets = torch.cat([numbers % 2, numbers % 3, boxes], 1)
+    with torch.no_grad():
+        plain, _ = plain_loss(model(images), targets, model, size)
+        expected = yolov5_loss(model, images, targets)["total"]
+    torch.testing.assert_close(plain, expected, rtol=1e-4, atol=0)
 
 
 def main() -> None:
@@ -212,13 +229,17 @@ def main() -> None:
     gate_arguments(parser)
     parser.add_argument("--batch", type=int, required=True)
     parser.add_argument("--accumulation", type=int, required=True)
-    parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--threads", type=int, required=True, help="of torch, and loader processes")
+    parser.add_argument("--description", default="yolov5n")
+    parser.add_argument("--size", type=int, default=320)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     split = PackedSplit(options.data, "train")
-    model = build_model("yolov5n", len(split.names)).train()
-    batches = load(split, options.batch)
+    model = build_model(options.description, len(split.names)).train()
+    check_loss(model, options.size)
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    batches = load(split, options.batch, options.size, workers=options.threads)
     gate = open_gate(options)
     train_plainly(
         model, gated(batches, gate, lambda batch: len(batch[0]), options.repeat), options.accumulation

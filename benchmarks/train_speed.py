@@ -2,12 +2,12 @@
 
     python benchmarks/train_speed.py
 
-One rank with two threads against the plain form (``plain_form.py``), and two ranks with one thread against
-two processes that know nothing of each other and against torch's DDP. All are whole loops with real loading:
-``hvdyolo train`` itself, with the recipe ``yolov5n_bccd`` but without warm-up, so that an optimizer step is four
-batches; two ranks are also measured with a reduction after each batch. They take turns in rounds
-(``train_rounds.py``); a figure is the median over rounds of the ratio within a round, its spread the least and
-the largest.
+One rank with two threads against the plain form (``plain_form.py``), two ranks with one thread against two
+processes that know nothing of each other and against torch's DDP. All are whole loops with real loading:
+``hvdyolo train`` itself, with the recipe ``yolov5n_bccd`` but without warm-up, so that an optimizer step is
+four batches; two ranks are also measured with a reduction after each batch. They take turns in rounds
+(``train_rounds.py``); a figure is the median over rounds of the ratio within a round, its spread the least
+and the largest.
 
 The photographs are BCCD's, ten times over, from the folder that HVDYOLO_TEST_DATA names (by default
 ../shared/data), or drawn ones where it is missing.
