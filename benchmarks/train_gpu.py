@@ -87,8 +87,8 @@ def train(name: str, words: tuple[str, ...], data: Path, work: Path, batch: int,
         name,
         [
             [*launcher, sys.executable, str(HERE / "train_hvdyolo.py"), "--data", str(data),
-             *pace_words(PACE), *WITHOUT_WARM_UP, "--model.description", NETWORK, "--loader.image_size", str(SIZE),
-             "--train.batch", str(images), "--optimizer.nominal_batch", str(images * ACCUMULATION), *words]
+             *pace_words(PACE), *WITHOUT_WARM_UP, "--model.description", NETWORK,
+             "--loader.image_size", str(SIZE), "--train.batch", str(images), "--optimizer.nominal_batch", str(images * ACCUMULATION), *words]
         ],
         work / name.replace(", ", "-").replace(" ", "-"),
         members=ranks,
