@@ -83,17 +83,16 @@ def train(name: str, words: tuple[str, ...], data: Path, work: Path, batch: int,
     """``hvdyolo train`` with ``batch`` images a rank."""
     launcher = [str(BIN / "mpirun"), "-np", str(ranks)] if ranks > 1 else []
     images = batch * ranks
+    script = [sys.executable, str(HERE / "train_hvdyolo.py"), "--data", str(data), *pace_words(PACE)]
+    network = ["--model.description", NETWORK, "--loader.image_size", str(SIZE)]
+    batches = ["--train.batch", str(images), "--optimizer.nominal_batch", str(images * ACCUMULATION)]
     return Training(
         name,
-        [
-            [*launcher, sys.executable, str(HERE / "train_hvdyolo.py"), "--data", str(data),
-             *pace_words(PACE), *WITHOUT_WARM_UP, "--model.description", NETWORK,
-             "--loader.image_size", str(SIZE), "--train.batch", str(images), "--optimizer.nominal_batch", str(images * ACCUMULATION), *words]
-        ],
+        [[*launcher, *script, *WITHOUT_WARM_UP, *network, *batches, *words]],
         work / name.replace(", ", "-").replace(" ", "-"),
         members=ranks,
         variables=as_root(),
-    )  # fmt: skip
+    )
 
 
 def plain_form(data: Path, work: Path, batch: int) -> Training:
