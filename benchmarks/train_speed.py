@@ -37,7 +37,7 @@ COPIES = 10  # so that no round meets the end of an epoch
 DRAWN = 2_000
 BATCH, NOMINAL = 16, 64
 ROUNDS = 5
-PACE = Pace(warm=4, timed=8)
+PACE, SHORT = Pace(warm=4, timed=8), Pace(warm=4, timed=4)
 # Where the processor computes bf16 by emulation, a batch takes as long as ten.
 PACE_OF_EMULATION = Pace(warm=1, timed=1)
 
@@ -82,11 +82,11 @@ class Bench:
             variables=as_root(),
         )
 
-    def plain(self, name: str, *words: object) -> Training:
+    def plain(self, name: str, pace: Pace, *words: object) -> Training:
         """The plain form with two threads."""
         return Training(
             name,
-            [[*self._command("plain_form.py", PACE), "--threads", "2", "--batch", str(BATCH),
+            [[*self._command("plain_form.py", pace), "--threads", "2", "--batch", str(BATCH),
               "--accumulation", str(NOMINAL // BATCH), *map(str, words)]],
             self._folder(name),
             members=1,
@@ -97,7 +97,7 @@ class Bench:
         return Training(
             name,
             [
-                [*self._command("train_ddp.py", PACE, rank), "--ranks", "2", "--threads", "1",
+                [*self._command("train_ddp.py", SHORT, rank), "--ranks", "2", "--threads", "1",
                  "--accumulation", str(accumulation), "--loader.workers", "1"]
                 for rank in range(2)
             ],
@@ -134,30 +134,26 @@ def main() -> int:
 
 def one_rank(bench: Bench) -> list[Claim]:
     """Against the plain form, with loading and without."""
-    plain, ours = bench.plain("plain form"), bench.hvdyolo("hvdyolo fp32")
-    plain_steps = bench.plain("plain form, one batch", "--repeat")
-    our_steps = bench.hvdyolo("hvdyolo fp32, one batch", "--repeat")
-    workers = bench.hvdyolo("hvdyolo fp32, colours in workers", "--augment.colours", "workers")
-    take_turns([plain, ours, plain_steps, our_steps, workers], bench.rounds)
-    tell([plain, ours, plain_steps, our_steps, workers])
-    tell_ratio("without loading: hvdyolo fp32 / the plain form", our_steps, plain_steps)
-    tell_ratio("colours in workers: hvdyolo fp32 / the plain form", workers, plain)
-    return [claim("one rank: fp32 / the plain form", ours, plain, 1.3)]
-
-
-def one_rank_bf16(bench: Bench) -> list[Claim]:
-    """Against the plain form; where the processor has no bf16, as slow as it then is."""
     supported = torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    remark = "" if supported else " (this processor does not support it)"
-    pace = PACE if supported else PACE_OF_EMULATION
-    nominal = NOMINAL if supported else BATCH
+    plain, ours = bench.plain("plain form", PACE), bench.hvdyolo("hvdyolo fp32")
     half = bench.hvdyolo(
-        "hvdyolo bf16", "--train.precision", "bf16", "--optimizer.nominal_batch", nominal, pace=pace
-    )
-    plain = bench.plain("plain form beside bf16")
-    take_turns([plain, half], bench.rounds)
-    tell([plain, half])
-    return [claim(f"one rank: bf16 / the plain form{remark}", half, plain, 2.0)]
+        "hvdyolo bf16",
+        "--train.precision", "bf16", "--optimizer.nominal_batch", NOMINAL if supported else BATCH,
+        pace=PACE if supported else PACE_OF_EMULATION,
+    )  # fmt: skip
+    colours = bench.hvdyolo("hvdyolo fp32, colours in workers", "--augment.colours", "workers", pace=SHORT)
+    plain_steps = bench.plain("plain form, one batch", SHORT, "--repeat")
+    our_steps = bench.hvdyolo("hvdyolo fp32, one batch", "--repeat", pace=SHORT)
+    trainings = [plain, ours, half, colours, plain_steps, our_steps]
+    take_turns(trainings, bench.rounds)
+    tell(trainings)
+    tell_ratio("colours in workers: fp32 / the plain form", colours, plain)
+    tell_ratio("without loading: fp32 / the plain form", our_steps, plain_steps)
+    remark = "" if supported else ", which this processor does not support"
+    return [
+        claim("one rank: fp32 / the plain form", ours, plain, 1.3),
+        claim(f"one rank: bf16{remark} / the plain form", half, plain, 2.0),
+    ]
 
 
 def two_ranks(bench: Bench, nominal: int = NOMINAL) -> list[Claim]:
@@ -165,12 +161,14 @@ def two_ranks(bench: Bench, nominal: int = NOMINAL) -> list[Claim]:
     accumulation = nominal // BATCH
     every = "a reduction every batch" if accumulation == 1 else f"a reduction every {accumulation} batches"
     ranks = bench.hvdyolo(
-        f"two ranks, {every}", "--optimizer.nominal_batch", nominal, *ONE_THREAD, launcher=MPIRUN, ranks=2
-    )
+        f"two ranks, {every}",
+        "--optimizer.nominal_batch", nominal, *ONE_THREAD,
+        pace=SHORT, launcher=MPIRUN, ranks=2,
+    )  # fmt: skip
     alone = bench.hvdyolo(
         f"two processes, {every}",
         "--train.batch", BATCH // 2, "--optimizer.nominal_batch", nominal // 2, *ONE_THREAD,
-        alone=2,
+        pace=SHORT, alone=2,
     )  # fmt: skip
     ddp = bench.ddp(f"DDP with Gloo, {every}", accumulation)
     take_turns([alone, ranks, ddp], bench.rounds)
@@ -188,7 +186,6 @@ def two_ranks_every_batch(bench: Bench) -> list[Claim]:
 
 PARTS = {
     "one-rank": one_rank,
-    "bf16": one_rank_bf16,
     "two-ranks": two_ranks,
     "two-ranks-every-batch": two_ranks_every_batch,
 }
