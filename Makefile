@@ -23,7 +23,7 @@ IMAGES ?=
 # make study-augment WORK=/scratch/study
 WORK ?= study
 
-.PHONY: help env demo test lint format bench-data study-augment study-bccd wheelhouse clean
+.PHONY: help env demo test lint format bench-data bench-train study-augment study-bccd wheelhouse clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -48,6 +48,9 @@ format: env ## let ruff format the Python files
 
 bench-data: env ## what is claimed of packing, reading, order and augmentation, measured: about 10 minutes
 	@$(AS_ROOT) scripts/bench_data.sh
+
+bench-train: env ## training against its plain form, and two ranks against two processes and DDP: about 12 minutes
+	@$(AS_ROOT) $(BIN)/python benchmarks/train_speed.py
 
 study-augment: env ## what faster ways to make training samples cost in AP: some hours, and resumes
 	@$(AS_ROOT) $(BIN)/python benchmarks/study_augment.py --work $(WORK)

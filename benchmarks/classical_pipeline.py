@@ -1,10 +1,10 @@
 """The usual way to make a mosaic sample, all on the CPU, from its published description with OpenCV.
 
 Decode four images, paste them around a random point of a canvas of twice the size, warp the canvas to the
-output, shift hue, saturation and value by tables, mirror, and bring the pixels into channel-first order. The
-longer side of each image is the output's side, so none has to be resized first. It is what the project's own
-loader is compared with, so it has to be as fast as its parts: ``bare_operations`` times these one by one, and
-their sum has to be the whole.
+output, shift hue, saturation and value by tables, mirror, and bring the pixels into channel-first order.
+Images whose longer side is not the output's side are resized to it first. It is what the project's own loader
+is compared with, so it has to be as fast as its parts: ``bare_operations`` times these one by one, and their
+sum has to be the whole.
 """
 
 import time
@@ -35,12 +35,16 @@ class ClassicalPipeline:
     """Samples from encoded images, one core."""
 
     def __init__(
-        self, encoded: Sequence[bytes], labels: Sequence[NDArray[np.float32]], seed: int = 0
+        self,
+        encoded: Sequence[bytes],
+        labels: Sequence[NDArray[np.float32]],
+        seed: int = 0,
+        settings: ClassicalSettings | None = None,
     ) -> None:
         self._encoded = [np.frombuffer(raw, dtype=np.uint8) for raw in encoded]
         self._labels = labels
         self._random = np.random.default_rng(seed)
-        self._settings = ClassicalSettings()
+        self._settings = settings or ClassicalSettings()
         # Made once: the system takes longer to find new memory for them than the work in them takes.
         side = 2 * self._settings.size
         self._canvas = np.empty((side, side, 3), dtype=np.uint8)
@@ -79,7 +83,7 @@ class ClassicalPipeline:
         return {name: _median_seconds(operation, rounds) for name, operation in operations.items()}
 
     def _mosaic(self, sources: Sequence[int]) -> tuple[Pixels, NDArray[np.float64]]:
-        canvas, places = self._paste([decode(self._encoded[index]) for index in sources])
+        canvas, places = self._paste([self._load(index) for index in sources])
         boxes = []
         for index, (left, top, width, height) in zip(sources, places, strict=True):
             labels = self._labels[index].astype(np.float64)
@@ -89,6 +93,15 @@ class ClassicalPipeline:
         joined = np.concatenate(boxes)
         joined[:, 1:] = joined[:, 1:].clip(0, 2 * self._settings.size)
         return canvas, joined
+
+    def _load(self, index: int) -> Pixels:
+        """A decoded image whose longer side is the output's."""
+        image = decode(self._encoded[index])
+        height, width = image.shape[:2]
+        zoom = self._settings.size / max(height, width)
+        if zoom == 1:
+            return image
+        return np.asarray(cv2.resize(image, (round(width * zoom), round(height * zoom))), dtype=np.uint8)
 
     def _paste(self, images: Sequence[Pixels]) -> tuple[Pixels, list[tuple[int, int, int, int]]]:
         """The canvas, and left, top, width and height of each image on it."""

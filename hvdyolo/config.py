@@ -206,6 +206,12 @@ class TrainConfig:
     sync_batch_norm: bool = False
     """Batch norm over the images of all ranks instead of each rank's own: for few images a rank. Two small
     sums a norm and step; on CPUs the default of `distributed.cycle_time` becomes 1."""
+    compile: bool = False
+    """Let torch compile the network for training. It takes minutes at the start, on CPUs a C++ compiler too,
+    and gives other last digits."""
+    cuda_graphs: bool = False
+    """Replay the network's kernels as CUDA graphs: for small networks or batches, whose kernels take less
+    time than starting them. One size of the input only."""
 
 
 @dataclass(frozen=True)

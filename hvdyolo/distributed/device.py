@@ -2,11 +2,13 @@
 
 import os
 from collections import Counter
+from collections.abc import Sequence
 
 import torch
 
 from hvdyolo.distributed.communicator import Communicator
 from hvdyolo.distributed.world import World
+from hvdyolo.utils.errors import UsageError
 from hvdyolo.utils.process_identity import ProcessIdentity
 
 
@@ -18,6 +20,37 @@ def choose_device(world: World) -> torch.device:
     device = torch.device("cuda", world.local_rank % torch.cuda.device_count())
     torch.cuda.set_device(device)
     return device
+
+
+def check_devices(comm: Communicator, device: torch.device) -> None:
+    """See that each rank has a device of its own, and all of one kind.
+
+    Raises:
+        UsageError: on every rank; NCCL would hang or fail without a word of the cause.
+    """
+    name = str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else None
+    places = comm.gather_objects("devices", (comm.world.host, name))
+    if (mistake := find_mistake(places)) is not None:
+        error = UsageError(mistake)
+        error.agreed = True
+        raise error
+
+
+def find_mistake(places: Sequence[tuple[str, str | None]]) -> str | None:
+    """What is wrong with the devices of ranks: host and GPU, ``None`` for a CPU."""
+    gpus = [place for place in places if place[1] is not None]
+    if not gpus:
+        return None
+    for host, name in places:
+        if name is None:
+            return f"{host} has no usable GPU and other hosts have; give the job nodes of one kind."
+    (host, _), ranks = Counter(gpus).most_common(1)[0]
+    if ranks > 1:
+        return (
+            f"{ranks} ranks on {host} share one GPU, and each needs its own; start as many ranks a node as "
+            "it has GPUs."
+        )
+    return None
 
 
 def share_of_cores(comm: Communicator) -> int:

@@ -1,6 +1,7 @@
 """Opening the communicator that fits how the process was started."""
 
 import os
+from collections.abc import Mapping
 
 import torch
 
@@ -9,7 +10,9 @@ from hvdyolo.distributed.communicator import Communicator
 from hvdyolo.distributed.single import SingleProcess
 from hvdyolo.distributed.world import launched_world
 
-# Milliseconds; at Horovod's default of 1 the communication thread polls away the core the model needs.
+# Milliseconds. A short cycle is the least time a reduction takes, which is what counts where GPUs compute. On
+# CPUs the communication thread, looking for work that often, polls away the core the model needs.
+_GPU_CYCLE_TIME = 1.0
 _CPU_CYCLE_TIME = 50.0
 # A step that waits for more than a hundred small sums, one after the other, would take seconds of cycles.
 _CPU_CYCLE_TIME_OF_MANY_SUMS = 1.0
@@ -26,7 +29,9 @@ def open_communicator(settings: DistributedConfig, *, many_small_sums: bool = Fa
         return SingleProcess()
     from hvdyolo.distributed.horovod_communicator import HorovodCommunicator
 
-    chosen = _choose(settings, many_small_sums)
+    chosen = choose_environment(
+        settings, gpus=torch.cuda.is_available(), many_small_sums=many_small_sums, given=os.environ
+    )
     os.environ.update(chosen)
     return HorovodCommunicator(world, chosen, settings.compression)
 
@@ -36,15 +41,27 @@ def is_lost_peer(error: BaseException) -> bool:
     return type(error).__name__ == "HorovodInternalError"
 
 
-def _choose(settings: DistributedConfig, many_small_sums: bool) -> dict[str, str]:
-    """Environment for Horovod and MPI; a user's own variables win, unless the configuration names a value."""
-    chosen: dict[str, str] = {}
-    if not torch.cuda.is_available():
+def choose_environment(
+    settings: DistributedConfig, *, gpus: bool, given: Mapping[str, str], many_small_sums: bool = False
+) -> dict[str, str]:
+    """Variables for Horovod and MPI, which read them as they start.
+
+    Args:
+        settings: what they name comes before all else.
+        gpus: the model is on GPUs.
+        many_small_sums: ranks will wait for many small collectives in each step.
+        given: the user's own environment, which comes before what is chosen here.
+    """
+    if gpus:
+        cycle = _GPU_CYCLE_TIME
+    else:
         cycle = _CPU_CYCLE_TIME_OF_MANY_SUMS if many_small_sums else _CPU_CYCLE_TIME
-        chosen["HOROVOD_CYCLE_TIME"] = f"{cycle:g}"
-        # A waiting rank leaves its core to the ranks it waits for.
-        chosen["OMPI_MCA_mpi_yield_when_idle"] = "1"
-    chosen = {name: os.environ.get(name, value) for name, value in chosen.items()}
+    chosen = {
+        "HOROVOD_CYCLE_TIME": f"{cycle:g}",
+        # On CPUs a waiting rank leaves its core to the ranks it waits for; beside GPUs cores are to spare.
+        "OMPI_MCA_mpi_yield_when_idle": "0" if gpus else "1",
+    }
+    chosen = {name: given.get(name, value) for name, value in chosen.items()}
     if settings.cycle_time is not None:
         chosen["HOROVOD_CYCLE_TIME"] = f"{settings.cycle_time:g}"
     if settings.deterministic:

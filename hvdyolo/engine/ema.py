@@ -32,9 +32,9 @@ class MovingAverage:
         """Move the average towards ``model`` by one step."""
         share = 1 - self.decay()
         self.updates += 1
-        current = model.state_dict()
-        for name, average in self.model.state_dict().items():
-            if average.is_floating_point():
-                average.lerp_(current[name], share)
-            else:
-                average.copy_(current[name])
+        averages, current = self.model.state_dict(), model.state_dict()
+        moving = [name for name, average in averages.items() if average.is_floating_point()]
+        # Hundreds of tensors in one call: one by one, a GPU would be asked for each.
+        torch._foreach_lerp_([averages[name] for name in moving], [current[name] for name in moving], share)
+        for name in averages.keys() - moving:
+            averages[name].copy_(current[name])

@@ -10,6 +10,7 @@ import torch
 
 from hvdyolo.config import Config
 from hvdyolo.data.workers import start_worker_server
+from hvdyolo.distributed.binding import lift_binding
 from hvdyolo.distributed.communicator import Communicator
 from hvdyolo.distributed.device import choose_device, share_of_cores
 from hvdyolo.distributed.launch import is_lost_peer, open_communicator
@@ -25,6 +26,7 @@ class Job:
     Attributes:
         cores: that this rank has for itself.
         threads: torch threads of this rank.
+        unbound: that the launcher's own binding to fewer cores was lifted.
     """
 
     comm: Communicator
@@ -32,6 +34,7 @@ class Job:
     beacon: Beacon
     cores: int
     threads: int
+    unbound: bool = False
 
 
 @contextmanager
@@ -41,6 +44,7 @@ def open_job(config: Config) -> Iterator[Job]:
     An error that all ranks raise ends the job in order. One of this rank alone would leave the others
     waiting for it for ever, so it is told here and the job is aborted.
     """
+    unbound = lift_binding()
     # Before MPI starts: its environment must not reach children, and forking after it is unsafe.
     start_worker_server()
     beacon = Beacon()
@@ -53,7 +57,7 @@ def open_job(config: Config) -> Iterator[Job]:
             cores = share_of_cores(comm)
             threads = config.distributed.threads or cores
             torch.set_num_threads(threads)
-            yield Job(comm, device, beacon, cores, threads)
+            yield Job(comm, device, beacon, cores, threads, unbound)
         except BaseException as error:
             if comm.world.size > 1 and not getattr(error, "agreed", False):
                 tell_failure(error, comm.world)

@@ -16,11 +16,13 @@ from hvdyolo.data.reader import PackedSplit
 from hvdyolo.data.staging import local_shards
 from hvdyolo.data.worker_count import with_workers
 from hvdyolo.distributed.communicator import Communicator
+from hvdyolo.distributed.device import check_devices
 from hvdyolo.distributed.sync_batch_norm import convert_sync_batch_norm
 from hvdyolo.engine.agreement import on_every_rank, on_first_rank
 from hvdyolo.engine.attempt import Attempt, begin_attempt
 from hvdyolo.engine.auto_anchor import AnchorCheck, check_anchors
 from hvdyolo.engine.checkpoint import TrainingState, load_tensors
+from hvdyolo.engine.compilation import check_compilation, compile_network
 from hvdyolo.engine.ema import MovingAverage
 from hvdyolo.engine.feed import CellCounts, StepFeed
 from hvdyolo.engine.image_weighting import Evaluations, ImageWeighting, check_image_weighting
@@ -50,6 +52,7 @@ def train(config: Config, data: Path, run: Path, resume: str, dry_run: bool) -> 
         HvdyoloError: as its subclasses say; raised before any rank trains if it can be known then.
     """
     with open_job(config) as job:
+        check_devices(job.comm, job.device)
         stage = None if dry_run else config.loader.stage
         inputs = on_every_rank(job.comm, "check", lambda: check(config, data, stage, job))
         if dry_run:
@@ -102,6 +105,7 @@ def check(config: Config, data: Path, stage: str | None, job: Job) -> Inputs:
         raise UsageError(f"model.weights: there is no file {config.model.weights}.")
     check_parts(config, model)
     check_packages(config.augment)
+    check_compilation(config.train, job.device, several_sizes=config.augment.multi_scale > 0)
     outlines = config.augment.copy_paste > 0
     outlined = ("train",) if outlines else ()
     shards = local_shards(data, ("train", "val"), stage, lambda: job.beacon.beat("stage", 0), outlined)
@@ -184,6 +188,9 @@ def train_attempt(config: Config, inputs: Inputs, run: Path, resume: str, job: J
         scaler.load_state_dict(state.training.scaler)
     if config.train.sync_batch_norm:
         convert_sync_batch_norm(model, comm)
+    input_sizes = build_input_sizes(config, schedule, model)
+    if config.train.compile:
+        compile_network(model, config.train, several_sizes=len(input_sizes.choices) > 1)
     learner = Learner(
         model=model,
         average=average,
@@ -197,9 +204,9 @@ def train_attempt(config: Config, inputs: Inputs, run: Path, resume: str, job: J
         precision=config.train.precision,
         class_weights=None if weights is None else weights.to(device),
         scaler=scaler,
+        unrecorded=config.train.cuda_graphs and not config.train.compile,
         step=state.training.step,
     )
-    input_sizes = build_input_sizes(config, schedule, model)
     weighting = on_every_rank(
         comm, "image weights", lambda: build_image_weighting(config, training, state.training.class_scores)
     )
@@ -366,6 +373,8 @@ def _record_derived(
         "samples": len(training),
         "ranks": job.comm.world.size,
         "device": str(job.device),
+        "cores": job.cores,
+        "binding": "lifted" if job.unbound else "as launched",
         "threads": job.threads,
         "workers": workers,
         "communication": dict(job.comm.settings),
@@ -394,3 +403,5 @@ def _record_derived(
         optimizer.name, schedule.batch * schedule.accumulation, optimizer.lr, optimizer.weight_decay,
         optimizer.clip_norm, schedule.warmup_batches,
     )  # fmt: skip
+    if job.unbound:
+        LOGGER.info("mpirun had bound each rank to fewer cores, unasked; that was lifted (--bind-to none)")

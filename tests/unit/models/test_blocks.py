@@ -27,6 +27,16 @@ def test_conv_is_convolution_norm_silu(x: Tensor) -> None:
     assert block(x).shape == (2, 4, 4, 5)
 
 
+def test_the_activation_takes_its_inputs_memory_only_where_no_gradient_is_wanted(x: Tensor) -> None:
+    activation, before = Conv(8, 4).act, x.clone()
+    assert torch.equal(activation(x), silu(before))
+    assert torch.equal(x, before)
+    with torch.no_grad():
+        y = activation(x)
+    assert torch.equal(y, silu(before))
+    assert y.data_ptr() == x.data_ptr()
+
+
 def test_running_statistics_move_by_three_percent(x: Tensor) -> None:
     block = Conv(8, 4)
     plain = block.conv(x)

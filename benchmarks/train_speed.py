@@ -1,0 +1,248 @@
+"""Images a second of training, YOLOv5n at 320 pixels, global batch 16, on two cores.
+
+    python benchmarks/train_speed.py
+
+One rank with two threads against the plain form (``plain_form.py``), two ranks with one thread against two
+processes that know nothing of each other and against torch's DDP. All are whole loops with real loading:
+``hvdyolo train`` itself, with the recipe ``yolov5n_bccd`` but without warm-up, so that an optimizer step is
+four batches; two ranks are also measured with a reduction after each batch. They take turns in rounds
+(``train_rounds.py``); a figure is the median over rounds of the ratio within a round, its spread the least
+and the largest.
+
+The photographs are BCCD's, ten times over, from the folder that HVDYOLO_TEST_DATA names (by default
+../shared/data), or drawn ones where it is missing.
+"""
+
+import argparse
+import os
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from bccd import BIN, ROOT, as_root, processor
+from claims import Claim, report
+from train_rounds import Pace, Training, pace_words, take_turns
+
+from hvdyolo.data.pack import main as pack
+from hvdyolo.data.synth import write_dataset
+
+HERE = Path(__file__).resolve().parent
+COPIES = 10  # so that no round meets the end of an epoch
+DRAWN = 2_000
+BATCH, NOMINAL = 16, 64
+ROUNDS = 5
+PACE, SHORT = Pace(warm=4, timed=8), Pace(warm=4, timed=4)
+# Where the processor computes bf16 by emulation, a batch takes as long as ten.
+PACE_OF_EMULATION = Pace(warm=1, timed=1)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where the benchmark's parts are.
+
+    Attributes:
+        data: the packed photographs.
+        work: a folder for the trainings.
+        rounds: that count.
+    """
+
+    data: Path
+    work: Path
+    rounds: int
+
+    def hvdyolo(
+        self,
+        name: str,
+        *words: object,
+        pace: Pace = PACE,
+        launcher: Sequence[str] = (),
+        ranks: int = 1,
+        alone: int = 1,
+    ) -> Training:
+        """``hvdyolo train`` by ``launcher`` on ``ranks``, or ``alone`` such processes side by side."""
+        return Training(
+            name,
+            [
+                [
+                    *launcher,
+                    *self._command("train_hvdyolo.py", pace, member),
+                    *WITHOUT_WARM_UP,
+                    *map(str, words),
+                ]
+                for member in range(alone)
+            ],
+            self._folder(name),
+            members=ranks * alone,
+            variables=as_root(),
+        )
+
+    def plain(self, name: str, pace: Pace, *words: object) -> Training:
+        """The plain form with two threads."""
+        return Training(
+            name,
+            [[*self._command("plain_form.py", pace), "--threads", "2", "--batch", str(BATCH),
+              "--accumulation", str(NOMINAL // BATCH), *map(str, words)]],
+            self._folder(name),
+            members=1,
+        )  # fmt: skip
+
+    def ddp(self, name: str, accumulation: int) -> Training:
+        """Two ranks of torch's DDP with a thread each."""
+        return Training(
+            name,
+            [
+                [*self._command("train_ddp.py", SHORT, rank), "--ranks", "2", "--threads", "1",
+                 "--accumulation", str(accumulation), "--loader.workers", "1"]
+                for rank in range(2)
+            ],
+            self._folder(name),
+            members=2,
+            variables={"GLOO_SOCKET_IFNAME": "lo"},
+        )  # fmt: skip
+
+    def _folder(self, name: str) -> Path:
+        return self.work / re.sub(r"\W+", "-", name)
+
+    def _command(self, script: str, pace: Pace, member: int = 0) -> list[str]:
+        words = pace_words(pace, member)
+        return [sys.executable, str(HERE / script), "--data", str(self.data), *words]
+
+
+WITHOUT_WARM_UP = ("--train.epochs", "1", "--optimizer.warmup_epochs", "0")
+ONE_THREAD = ("--distributed.threads", 1, "--loader.workers", 1)
+MPIRUN = (str(BIN / "mpirun"), "-np", "2", "--bind-to", "none")
+
+
+def main() -> int:
+    """Returns 1 if a claim falls short."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--parts", nargs="+", choices=[*PARTS], default=[*PARTS])
+    options = parser.parse_args()
+    print(f"{processor()}, {len(os.sched_getaffinity(0))} cores, torch {torch.__version__}")
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(pack_photographs(Path(folder)), Path(folder) / "trainings", options.rounds)
+        claims = [claim for part in options.parts for claim in PARTS[part](bench)]
+    return report(claims)
+
+
+def one_rank(bench: Bench) -> list[Claim]:
+    """Against the plain form, with loading and without."""
+    supported = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    plain, ours = bench.plain("plain form", PACE), bench.hvdyolo("hvdyolo fp32")
+    half = bench.hvdyolo(
+        "hvdyolo bf16",
+        "--train.precision", "bf16", "--optimizer.nominal_batch", NOMINAL if supported else BATCH,
+        pace=PACE if supported else PACE_OF_EMULATION,
+    )  # fmt: skip
+    colours = bench.hvdyolo("hvdyolo fp32, colours in workers", "--augment.colours", "workers", pace=SHORT)
+    plain_steps = bench.plain("plain form, one batch", SHORT, "--repeat")
+    our_steps = bench.hvdyolo("hvdyolo fp32, one batch", "--repeat", pace=SHORT)
+    trainings = [plain, ours, half, colours, plain_steps, our_steps]
+    take_turns(trainings, bench.rounds)
+    tell(trainings)
+    tell_ratio("colours in workers: fp32 / the plain form", colours, plain)
+    tell_ratio("without loading: fp32 / the plain form", our_steps, plain_steps)
+    remark = "" if supported else ", which this processor does not support"
+    return [
+        claim("one rank: fp32 / the plain form", ours, plain, 1.3),
+        claim(f"one rank: bf16{remark} / the plain form", half, plain, 2.0),
+    ]
+
+
+def two_ranks(bench: Bench, nominal: int = NOMINAL) -> list[Claim]:
+    """Against two processes side by side, and against DDP."""
+    accumulation = nominal // BATCH
+    every = "a reduction every batch" if accumulation == 1 else f"a reduction every {accumulation} batches"
+    ranks = bench.hvdyolo(
+        f"two ranks, {every}",
+        "--optimizer.nominal_batch", nominal, *ONE_THREAD,
+        pace=SHORT, launcher=MPIRUN, ranks=2,
+    )  # fmt: skip
+    alone = bench.hvdyolo(
+        f"two processes, {every}",
+        "--train.batch", BATCH // 2, "--optimizer.nominal_batch", nominal // 2, *ONE_THREAD,
+        pace=SHORT, alone=2,
+    )  # fmt: skip
+    ddp = bench.ddp(f"DDP with Gloo, {every}", accumulation)
+    take_turns([alone, ranks, ddp], bench.rounds)
+    tell([alone, ranks, ddp])
+    return [
+        claim(f"two ranks, {every} / two processes alone", ranks, alone, 0.92),
+        claim(f"two ranks, {every} / DDP with Gloo", ranks, ddp, 1.0),
+    ]
+
+
+def two_ranks_every_batch(bench: Bench) -> list[Claim]:
+    """The same with as many reductions as batches."""
+    return two_ranks(bench, nominal=BATCH)
+
+
+PARTS = {
+    "one-rank": one_rank,
+    "two-ranks": two_ranks,
+    "two-ranks-every-batch": two_ranks_every_batch,
+}
+
+
+def claim(name: str, ours: Training, other: Training, bar: float) -> Claim:
+    """How many times as fast, the median over rounds; the spread is told."""
+    tell_ratio(name, ours, other)
+    return Claim(name, float(np.median(ratios(ours, other))), ">=", bar, "x")
+
+
+def ratios(ours: Training, other: Training) -> np.ndarray:
+    """Round by round."""
+    return np.array(ours.speeds) / np.array(other.speeds)
+
+
+def tell(trainings: Sequence[Training]) -> None:
+    """Speeds with their spread."""
+    for training in trainings:
+        speeds = training.speeds
+        print(f"{training.name}: {np.median(speeds):.1f} images/s ({min(speeds):.1f} … {max(speeds):.1f})")
+
+
+def tell_ratio(name: str, ours: Training, other: Training) -> None:
+    """A ratio with its spread."""
+    found = ratios(ours, other)
+    print(f"{name}: {np.median(found):.3f} x ({found.min():.3f} … {found.max():.3f})", flush=True)
+
+
+def pack_photographs(folder: Path) -> Path:
+    """BCCD ten times over, or drawn pictures where it is missing."""
+    root = Path(os.environ.get("HVDYOLO_TEST_DATA", ROOT.parent / "shared" / "data")) / "bccd"
+    source, out = folder / "source", folder / "packed"
+    if (root / "JPEGImages").is_dir():
+        kind = "voc"
+        multiply(root, source)
+    else:
+        kind = "yolo"
+        print(f"There is no BCCD in {root}: these figures are of drawn pictures.")
+        write_dataset(source, images=DRAWN, classes=3, seed=0)
+    if pack(["--source", kind, "--root", str(source), "--out", str(out)]) != 0:
+        raise SystemExit("the photographs could not be packed")
+    return out
+
+
+def multiply(root: Path, out: Path) -> None:
+    """The same photographs under ``COPIES`` names each."""
+    for part in ("JPEGImages", "Annotations", "ImageSets/Main"):
+        (out / part).mkdir(parents=True)
+    for split in ("train", "val"):
+        names = (root / "ImageSets" / "Main" / f"{split}.txt").read_text().split()
+        copies = [(name, f"{name}_{number}") for number in range(COPIES) for name in names]
+        for name, copy in copies:
+            for part, ending in (("JPEGImages", "jpg"), ("Annotations", "xml")):
+                shutil.copyfile(root / part / f"{name}.{ending}", out / part / f"{copy}.{ending}")
+        (out / "ImageSets" / "Main" / f"{split}.txt").write_text("\n".join(copy for _, copy in copies) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,70 @@
+"""Faster networks in training: compiled by torch, or replayed as CUDA graphs.
+
+Both change how the network is called and nothing else: parameters keep their objects and names, and the
+moving average, which is evaluated and saved, is a plain network.
+"""
+
+import os
+import shutil
+
+import torch
+from torch import Tensor
+
+from hvdyolo.config import TrainConfig
+from hvdyolo.models.build import DetectionModel
+from hvdyolo.utils.errors import UsageError
+
+
+def check_compilation(settings: TrainConfig, device: torch.device, *, several_sizes: bool) -> None:
+    """See that this rank can do what ``settings`` ask for.
+
+    Raises:
+        UsageError: there is no compiler, no GPU, more than one size of the input for a graph, or norms that
+            wait for other ranks in the middle of one.
+    """
+    for name in ("compile", "cuda_graphs"):
+        if getattr(settings, name) and settings.sync_batch_norm:
+            raise UsageError(
+                f"train.{name} and train.sync_batch_norm exclude each other; leave one of them out."
+            )
+    if settings.compile:
+        compiler = os.environ.get("CXX", "g++")  # as torch looks for it
+        if shutil.which(compiler) is None:
+            raise UsageError(
+                f"train.compile needs a C++ compiler, and there is no {compiler} on this host; name one by "
+                "the variable CXX, or leave the setting out."
+            )
+    if settings.cuda_graphs:
+        if device.type != "cuda":
+            raise UsageError(f"train.cuda_graphs needs a GPU, not {device.type}; leave the setting out.")
+        if several_sizes:
+            raise UsageError("train.cuda_graphs needs one size of the input; set augment.multi_scale to 0.")
+
+
+def compile_network(model: DetectionModel, settings: TrainConfig, *, several_sizes: bool) -> None:
+    """Let torch compile ``model`` in place, at its first call; with CUDA graphs if both are set."""
+    model.compile(
+        mode="reduce-overhead" if settings.cuda_graphs else "default",
+        # One network a size would take a minute each; torch makes one for all sizes when it meets the second.
+        dynamic=None if several_sizes else False,
+    )
+
+
+def record_network(model: DetectionModel, images: Tensor) -> None:
+    """Make ``model`` replay CUDA graphs, in the precision of the autocast around it.
+
+    Args:
+        model: in training mode.
+        images: whose shape and layout all inputs will have.
+    """
+    buffers = [buffer.clone() for buffer in model.buffers()]
+    with torch.autocast(
+        "cuda",
+        torch.get_autocast_dtype("cuda"),
+        enabled=torch.is_autocast_enabled("cuda"),
+        cache_enabled=False,  # weights that were cast outside would be stale in the graph
+    ):
+        torch.cuda.make_graphed_callables(model, (images.clone(),))
+    # Recording runs the network some times, and batch norm counted them.
+    for buffer, before in zip(model.buffers(), buffers, strict=True):
+        buffer.copy_(before)
