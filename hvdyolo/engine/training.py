@@ -169,7 +169,8 @@ def train_attempt(config: Config, inputs: Inputs, run: Path, resume: str, job: J
     if state.training.scaler:
         scaler.load_state_dict(state.training.scaler)
     if config.train.sync_batch_norm:
-        convert_sync_batch_norm(model, comm)
+        norms = convert_sync_batch_norm(model, comm)
+        LOGGER.info("batch norm over all ranks: %d sums a batch, each a cycle of Horovod or more", 2 * norms)
     learner = Learner(
         model=model,
         average=average,
