@@ -18,19 +18,20 @@ Sum = Callable[[str, Tensor], Tensor]
 """Sums a tensor over ranks; every rank gives the same name."""
 
 
-def convert_sync_batch_norm(model: nn.Module, comm: Communicator) -> None:
-    """Make every 2d batch norm in ``model`` look at the images of all ranks when it trains.
+def convert_sync_batch_norm(model: nn.Module, comm: Communicator) -> int:
+    """Make every 2d batch norm in ``model`` look at the images of all ranks when it trains; returns how many.
 
     Parameters and buffers stay the same objects under the same names: optimizers, checkpoints and weights
     files do not notice. The model can no longer be copied, because its norms hold ``comm``. One process
     has all images already, and keeps the norms it has.
     """
     if comm.world.size == 1:
-        return
-    for path, parent in list(model.named_modules()):
-        for name, child in parent.named_children():
-            if isinstance(child, nn.BatchNorm2d):
-                setattr(parent, name, SyncBatchNorm2d(child, f"{path}.{name}", comm.sum))
+        return 0
+    norms = [(path, module) for path, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)]
+    for path, norm in norms:
+        parent, _, name = path.rpartition(".")
+        setattr(model.get_submodule(parent), name, SyncBatchNorm2d(norm, path, comm.sum))
+    return len(norms)
 
 
 class SyncBatchNorm2d(nn.BatchNorm2d):

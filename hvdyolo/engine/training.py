@@ -187,7 +187,8 @@ def train_attempt(config: Config, inputs: Inputs, run: Path, resume: str, job: J
     if state.training.scaler:
         scaler.load_state_dict(state.training.scaler)
     if config.train.sync_batch_norm:
-        convert_sync_batch_norm(model, comm)
+        norms = convert_sync_batch_norm(model, comm)
+        LOGGER.info("batch norm over all ranks: %d sums a batch, each a cycle of Horovod or more", 2 * norms)
     input_sizes = build_input_sizes(config, schedule, model)
     if config.train.compile:
         compile_network(model, config.train, several_sizes=len(input_sizes.choices) > 1)

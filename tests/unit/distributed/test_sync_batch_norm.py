@@ -67,7 +67,7 @@ def test_all_norms_are_converted_and_parameters_and_names_stay() -> None:
     model = nn.Sequential(Conv(3, 4), nn.Sequential(Conv(4, 4)))
     keys, parameters = list(model.state_dict()), list(model.parameters())
     twins = Twins()
-    convert_sync_batch_norm(model, twins)
+    assert convert_sync_batch_norm(model, twins) == 2
     assert list(model.state_dict()) == keys
     assert all(one is other for one, other in zip(model.parameters(), parameters, strict=True))
     model(torch.rand(2, 3, 4, 4)).sum().backward()
@@ -87,5 +87,5 @@ def test_frozen_norms_and_evaluation_ask_nobody() -> None:
 
 def test_one_process_keeps_its_norms() -> None:
     model = nn.Sequential(Conv(3, 4))
-    convert_sync_batch_norm(model, SingleProcess())
+    assert convert_sync_batch_norm(model, SingleProcess()) == 0
     assert type(model[0].bn) is nn.BatchNorm2d

@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.amp.grad_scaler import GradScaler
 
 from hvdyolo.config import LossConfig, OptimizerConfig
 from hvdyolo.data.loader import TrainBatch
@@ -17,12 +18,13 @@ from hvdyolo.engine.ema import MovingAverage
 from hvdyolo.engine.feed import Report, StepFeed
 from hvdyolo.engine.learner import Learner
 from hvdyolo.engine.optimizer import build_optimizer
+from hvdyolo.engine.precision import Precision, gradient_scaler
 from hvdyolo.engine.schedule import TrainingSchedule
 from hvdyolo.engine.training import build_assigner, count_cells
 from hvdyolo.models.build import build_model
 
 
-def build_learner(precision: Literal["fp32", "bf16"] = "fp32") -> Learner:
+def build_learner(precision: Precision = "fp32") -> Learner:
     torch.manual_seed(0)
     model = build_model("yolov5n", 2)
     settings = OptimizerConfig(nominal_batch=2, warmup_epochs=0.0)
@@ -38,6 +40,8 @@ def build_learner(precision: Literal["fp32", "bf16"] = "fp32") -> Learner:
         device=torch.device("cpu"),
         beacon=Beacon(),
         precision=precision,
+        # At torch's first scale the gradients of so few pixels are out of fp16's range.
+        scaler=GradScaler("cpu", init_scale=2.0**6, enabled=precision == "fp16"),
     )
 
 
@@ -92,7 +96,10 @@ def test_the_network_sees_the_size_of_the_step_and_the_loss_the_weights_of_class
     assert [weights is learner.class_weights for weights in weighted] == [True, True]
 
 
-def test_bf16_rounds_the_network_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("precision", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
+def test_half_precision_rounds_the_network_and_nothing_else(
+    monkeypatch: pytest.MonkeyPatch, precision: Precision, dtype: torch.dtype
+) -> None:
     types = []
     loss = module.detection_loss
     monkeypatch.setattr(
@@ -100,13 +107,24 @@ def test_bf16_rounds_the_network_and_nothing_else(monkeypatch: pytest.MonkeyPatc
         "detection_loss",
         lambda levels, *rest: types.append({x.dtype for x in levels}) or loss(levels, *rest),
     )
-    single, half = build_learner("fp32"), build_learner("bf16")
+    single, half = build_learner("fp32"), build_learner(precision)
     convolved: list[torch.dtype] = []
     half.model.model[3].register_forward_hook(lambda module, inputs, output: convolved.append(output.dtype))
     expected, found = take_steps(single, [64, 64]), take_steps(half, [64, 64])
-    assert convolved == [torch.bfloat16] * 2
+    assert convolved == [dtype] * 2
+    assert half.skipped == 0
     assert types == [{torch.float32}] * 4
     assert {parameter.dtype for parameter in half.model.parameters()} == {torch.float32}
-    # bf16 has 8 bits of precision: near, but not the same.
+    # bf16 has 8 bits of precision, fp16 11: near, but not the same.
     torch.testing.assert_close(torch.stack(found), torch.stack(expected), rtol=0.03, atol=1e-3)
     assert not torch.equal(torch.stack(found), torch.stack(expected))
+
+
+@pytest.mark.parametrize(
+    ("precision", "compression", "scale"),
+    [("fp32", "none", 1.0), ("bf16", "fp16", 1.0), ("fp16", "none", 2.0**16), ("fp16", "fp16", 2.0**10)],
+)
+def test_only_fp16_scales_the_loss_and_less_if_gradients_are_sent_in_it(
+    precision, compression, scale
+) -> None:
+    assert gradient_scaler(precision, torch.device("cpu"), compression).get_scale() == scale
