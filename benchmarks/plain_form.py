@@ -128,8 +128,8 @@ def plain_loss(
             where = (found.image, found.anchor, found.row, found.column)
             matched = raw[where]
             centre = matched[:, 0:2].sigmoid() * 2 - 0.5
-            size = (matched[:, 2:4].sigmoid() * 2) ** 2 * found.anchor_wh
-            iou = complete_iou(torch.cat([centre, size], 1), found.box_cxcywh)
+            sides = (matched[:, 2:4].sigmoid() * 2) ** 2 * found.anchor_wh
+            iou = complete_iou(torch.cat([centre, sides], 1), found.box_cxcywh)
             box = box + (1 - iou).mean()
             quality[where] = iou.detach().clamp(0)
             wanted = torch.zeros_like(matched[:, 5:])

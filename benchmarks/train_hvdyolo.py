@@ -16,6 +16,11 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     gate_arguments(parser)
     options, overrides = parser.parse_known_args()
+    config = read_config("yolov5n_bccd", overrides)
+    accumulation = max(round(config.optimizer.nominal_batch / config.train.batch), 1)
+    if options.warm % accumulation or options.timed % accumulation:
+        # All batches of a step are loaded in one go: the clock would measure loading, or nothing.
+        raise SystemExit(f"--warm and --timed must be multiples of {accumulation} batches, an optimizer step")
     gate = open_gate(options)
 
     class GatedLoader(TrainLoader[Any]):
@@ -23,7 +28,6 @@ def main() -> None:
             return gated(super().__iter__(), gate, lambda batch: len(batch.samples), options.repeat)
 
     training.TrainLoader = GatedLoader  # type: ignore[misc]
-    config = read_config("yolov5n_bccd", overrides)
     training.train(config, options.data, options.gate / f"run-{options.member}", "never", dry_run=False)
 
 

@@ -11,7 +11,7 @@ import sys
 import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -36,36 +36,56 @@ class Pace:
     timed: int
 
 
+@dataclass(frozen=True)
+class Timing:
+    """What a process did between the clock's start and the end of a round.
+
+    Attributes:
+        processor_seconds: of all its threads; loader workers are other processes.
+    """
+
+    images: int
+    seconds: float
+    processor_seconds: float
+
+
 class Gate:
     """A process's side of the rounds: ``before_batch`` returns when the next batch may be loaded."""
 
-    def __init__(self, folder: Path, member: int, pace: Pace) -> None:
+    def __init__(self, folder: Path, member: int, pace: Pace, benchmark: int) -> None:
         self._folder = folder
+        self._benchmark = Path("/proc") / str(benchmark)
         self._member = member
         self._pace = pace
         self._batches = 0
-        self._started = 0.0
+        self._started = self._busy = 0.0
 
     def before_batch(self, images: int) -> None:
         """Wait where a round begins, and tell how long the last one took for its batches of ``images``."""
         number, place = divmod(self._batches, self._pace.warm + self._pace.timed)
         if place == 0:
-            seconds = time.perf_counter() - self._started
-            self._tell(number, seconds, images * self._pace.timed)
+            self._tell(
+                number,
+                Timing(
+                    images=images * self._pace.timed,
+                    seconds=time.perf_counter() - self._started,
+                    processor_seconds=time.process_time() - self._busy,
+                ),
+            )
             self._wait(number)
         if place == self._pace.warm:
-            self._started = time.perf_counter()
+            self._started, self._busy = time.perf_counter(), time.process_time()
         self._batches += 1
 
-    def _tell(self, number: int, seconds: float, images: int) -> None:
+    def _tell(self, number: int, timing: Timing) -> None:
         path = self._folder / report_name(number, self._member)
         temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps({"seconds": seconds, "images": images}))
+        temporary.write_text(json.dumps(asdict(timing)))
         temporary.replace(path)
 
     def _wait(self, number: int) -> None:
         while not (self._folder / begin_name(number)).exists():
-            if (self._folder / _END).exists():
+            if (self._folder / _END).exists() or not self._benchmark.exists():
                 os._exit(0)  # in the middle of an epoch, whatever is set up around it
             time.sleep(_LOOK_SECONDS)
 
@@ -89,6 +109,9 @@ class Training:
         commands: one a process that is started here.
         members: processes that report; a launcher's ranks are several for one command.
         variables: what is added to the environment.
+        speeds: images a second of all processes together, each over its own timed batches, by round.
+        costs: milliseconds of a processor that an image takes of them, by round. Other work on the machine
+            changes them little.
     """
 
     name: str
@@ -97,6 +120,7 @@ class Training:
     members: int
     variables: dict[str, str] = field(default_factory=dict)
     speeds: list[float] = field(default_factory=list)
+    costs: list[float] = field(default_factory=list)
     _round: int = 0
     _processes: list["subprocess.Popen[bytes]"] = field(default_factory=list)
 
@@ -106,7 +130,7 @@ class Training:
         for number, command in enumerate(self.commands):
             with (self.folder / f"log-{number}").open("wb") as log:
                 process = subprocess.Popen(
-                    [*command, "--gate", str(self.folder)],
+                    [*command, "--gate", str(self.folder), "--benchmark", str(os.getpid())],
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
@@ -115,13 +139,18 @@ class Training:
             self._processes.append(process)
         self._wait(0)
 
-    def take_round(self) -> float:
-        """Images a second of all processes together, each over its own timed batches."""
+    def take_round(self, counts: bool) -> None:
+        """Let the processes do their batches; ``counts`` keeps how that went."""
         (self.folder / begin_name(self._round)).touch()
         self._round += 1
         reports = self._wait(self._round)
         time.sleep(_SETTLE_SECONDS)
-        return sum(report["images"] / report["seconds"] for report in reports)
+        speed = sum(report.images / report.seconds for report in reports)
+        cost = 1000 * sum(report.processor_seconds for report in reports) / sum(r.images for r in reports)
+        print(f"  {self.name}: {speed:.2f} images/s, {cost:.1f} ms an image", file=sys.stderr, flush=True)
+        if counts:
+            self.speeds.append(speed)
+            self.costs.append(cost)
 
     def end(self) -> None:
         """End the processes."""
@@ -134,7 +163,7 @@ class Training:
                 process.kill()
                 process.wait()
 
-    def _wait(self, number: int) -> list[dict[str, float]]:
+    def _wait(self, number: int) -> list[Timing]:
         paths = [self.folder / report_name(number, member) for member in range(self.members)]
         deadline = time.monotonic() + _MOST_SECONDS
         while not all(path.exists() for path in paths):
@@ -143,7 +172,7 @@ class Training:
             if time.monotonic() > deadline:
                 self._fail(f"took more than {_MOST_SECONDS:.0f} s for a round")
             time.sleep(_LOOK_SECONDS)
-        return [json.loads(path.read_text()) for path in paths]
+        return [Timing(**json.loads(path.read_text())) for path in paths]
 
     def _fail(self, how: str) -> None:
         self.end()
@@ -160,10 +189,7 @@ def take_turns(trainings: Sequence[Training], rounds: int) -> None:
         for number in range(rounds + 1):
             # Back and forth, so that none is always the one after a certain other.
             for training in trainings if number % 2 else reversed(trainings):
-                speed = training.take_round()
-                if number:
-                    training.speeds.append(speed)
-                print(f"  {training.name}: {speed:.2f} images/s", file=sys.stderr, flush=True)
+                training.take_round(counts=number > 0)
     finally:
         for training in trainings:
             training.end()
@@ -184,6 +210,7 @@ def gated(
 def gate_arguments(parser: ArgumentParser) -> None:
     """What every process takes."""
     parser.add_argument("--gate", type=Path, required=True)
+    parser.add_argument("--benchmark", type=int, required=True, help="process with which this one ends")
     parser.add_argument("--member", type=int, default=0)
     parser.add_argument("--warm", type=int, required=True)
     parser.add_argument("--timed", type=int, required=True)
@@ -194,7 +221,7 @@ def gate_arguments(parser: ArgumentParser) -> None:
 def open_gate(options: Namespace) -> Gate:
     """The gate that ``options`` describe."""
     member = int(os.environ.get("OMPI_COMM_WORLD_RANK", options.member))
-    return Gate(options.gate, member, Pace(options.warm, options.timed))
+    return Gate(options.gate, member, Pace(options.warm, options.timed), options.benchmark)
 
 
 def pace_words(pace: Pace, member: int = 0) -> list[str]:

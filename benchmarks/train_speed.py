@@ -203,10 +203,13 @@ def ratios(ours: Training, other: Training) -> np.ndarray:
 
 
 def tell(trainings: Sequence[Training]) -> None:
-    """Speeds with their spread."""
+    """Speeds with their spread, and what an image costs the trainings themselves."""
     for training in trainings:
         speeds = training.speeds
-        print(f"{training.name}: {np.median(speeds):.1f} images/s ({min(speeds):.1f} … {max(speeds):.1f})")
+        print(
+            f"{training.name}: {np.median(speeds):.1f} images/s ({min(speeds):.1f} … {max(speeds):.1f}), "
+            f"{np.median(training.costs):.0f} ms of a processor an image without its loading"
+        )
 
 
 def tell_ratio(name: str, ours: Training, other: Training) -> None:
