@@ -32,7 +32,7 @@ source "$ROOT/scripts/steps.sh"
 
 readonly HOROVOD_VERSION=0.28.1
 # Raise it when what is built changes, so that wheels of the old recipe are not taken.
-readonly BUILD_RECIPE=1
+readonly BUILD_RECIPE=2
 readonly BUILD_MEGABYTES=${HVDYOLO_MIN_FREE_MB:-1000}
 
 python="" device=auto install=yes tell=""
@@ -216,6 +216,11 @@ patch_source() {
   # Without debug information the wheel is a tenth of the size.
   replace_in "$source/CMakeLists.txt" '# Add architecture specific optimization flags' \
     'string(REGEX REPLACE "-g( |$)" "" CMAKE_CXX_FLAGS_RELWITHDEBINFO "${CMAKE_CXX_FLAGS_RELWITHDEBINFO}")'
+  # Ranks agree once a cycle, and the one that comes first polls until the last is there. A cycle counted from when
+  # it began keeps their distance, up to half of the core that the model needs; from when they agreed, they meet.
+  replace_in "$source/horovod/common/operations.cc" '    // Get tensor name and size data for autotuning.' \
+    '    if (process_set_id == 0) state.last_cycle_start = std::chrono::steady_clock::now();
+    // Get tensor name and size data for autotuning.'
   # CMake would record this very environment's folders, and the wheel is kept for other ones.
   # shellcheck disable=SC2016
   run_path='$ORIGIN/../../torch/lib;$ORIGIN/../../nvidia/nccl/lib;$ORIGIN/../../../..'
