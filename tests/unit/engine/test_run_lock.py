@@ -127,12 +127,13 @@ def _race(
     directory: Path,
     start: "multiprocessing.synchronize.Event",
     won: "multiprocessing.queues.SimpleQueue[bool]",
+    over: "multiprocessing.synchronize.Event",
 ) -> None:
     start.wait()
     try:
         RunLock.acquire(directory, expiry=600)
         won.put(True)
-        time.sleep(2)
+        over.wait()  # who comes late must find it held
     except MismatchError:
         won.put(False)
     os._exit(0)
@@ -145,12 +146,13 @@ def test_of_many_that_break_one_lock_exactly_one_gets_it(tmp_path: Path) -> None
         directory.mkdir()
         process = Holder.current().process
         write_holder(directory, process=dataclasses.replace(process, started=process.started - 1))
-        start, won = context.Event(), context.SimpleQueue()
-        racers = [context.Process(target=_race, args=(directory, start, won)) for _ in range(6)]
+        start, won, over = context.Event(), context.SimpleQueue(), context.Event()
+        racers = [context.Process(target=_race, args=(directory, start, won, over)) for _ in range(6)]
         for racer in racers:
             racer.start()
         start.set()
         results = [won.get() for _ in racers]
+        over.set()
         for racer in racers:
             racer.join()
         assert sum(results) == 1, results
