@@ -2,13 +2,13 @@
 
 Decode four images, paste them around a random point of a canvas of twice the size, warp the canvas to the
 output, shift hue, saturation and value by tables, mirror, and bring the pixels into channel-first order.
-Images whose longer side is not the output's side are resized to it first. It is what the project's own loader
-is compared with, so it has to be as fast as its parts: ``bare_operations`` times these one by one, and their
-sum has to be the whole.
+Images whose longer side is not the output's side are resized to it first. It is what the project's own
+loader is compared with, so it must not waste time: ``bare_batch`` does the same operations on pixels and
+nothing else, and has to take nearly as long.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -65,22 +65,24 @@ class ClassicalPipeline:
         """Labels of samples whose images fill ``images``, (B, 3, size, size)."""
         return [self.sample(index, target) for index, target in zip(indices, images, strict=True)]
 
-    def bare_operations(self, rounds: int = 40) -> dict[str, float]:
-        """Seconds a sample spends in each operation, each timed by itself: the median of ``rounds``."""
-        sources = [0, 1, 2, 3]
-        images = [decode(self._encoded[index]) for index in sources]
-        canvas, _ = self._mosaic(sources)
-        matrix = self._matrix()
-        image = warp(canvas, matrix, self._settings.size)
-        target = np.empty((3, self._settings.size, self._settings.size), dtype=np.uint8)
-        operations: dict[str, Callable[[], object]] = {
-            "decode four": lambda: [decode(self._encoded[index]) for index in sources],
-            "canvas": lambda: self._paste(images),
-            "warp": lambda: warp(canvas, matrix, self._settings.size),
-            "colours": lambda: shift_colours(image, self._gains()),
-            "layout": lambda: fill_channel_first(image, target),
-        }
-        return {name: _median_seconds(operation, rounds) for name, operation in operations.items()}
+    def bare_batch(self, images: Pixels) -> dict[str, float]:
+        """Seconds of each operation on random samples as :meth:`batch` makes them, and nothing but these."""
+        clock = _Clock()
+        for target in images:
+            sources = self._random.integers(len(self._encoded), size=4).tolist()
+            matrix, gains = self._matrix(), self._gains()
+            clock.start()
+            decoded = [decode(self._encoded[index]) for index in sources]
+            clock.lap("decode four")
+            canvas, _ = self._paste(decoded)
+            clock.lap("canvas")
+            image = warp(canvas, matrix, self._settings.size)
+            clock.lap("warp")
+            image = shift_colours(image, gains)
+            clock.lap("colours")
+            fill_channel_first(image, target)
+            clock.lap("layout")
+        return clock.seconds
 
     def _mosaic(self, sources: Sequence[int]) -> tuple[Pixels, NDArray[np.float64]]:
         canvas, places = self._paste([self._load(index) for index in sources])
@@ -181,10 +183,17 @@ def _normalised(boxes: NDArray[np.float64], size: int) -> NDArray[np.float32]:
     return np.hstack([boxes[:, :1], centres / size, sides / size]).astype(np.float32)
 
 
-def _median_seconds(operation: Callable[[], object], rounds: int) -> float:
-    seconds = []
-    for _ in range(rounds):
-        started = time.perf_counter()
-        operation()
-        seconds.append(time.perf_counter() - started)
-    return float(np.median(seconds))
+class _Clock:
+    """Adds up what laps of one name take."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._since = 0.0
+
+    def start(self) -> None:
+        self._since = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.seconds[name] = self.seconds.get(name, 0.0) + now - self._since
+        self._since = now

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from hvdyolo.data.images import ImageTooLargeError, decode
+from hvdyolo.data.images import ImageTooLargeError, decode, decode_top
 from hvdyolo.data.reader import DamagedSampleError, PackedSplit
 from hvdyolo.utils.errors import DataError
 
@@ -16,6 +16,17 @@ def read_pixels(split: PackedSplit, index: int, max_pixels: int) -> NDArray[np.u
         ImageTooLargeError: it is larger than ``max_pixels``, which is no damage.
     """
     return pixels_of(split.read(index), split, index, max_pixels)
+
+
+def read_top(split: PackedSplit, index: int, max_pixels: int, rows: int) -> NDArray[np.uint8]:
+    """As :func:`read_pixels`; rows from ``rows`` on may be missing: if possible they are not decoded."""
+    encoded = split.read(index)
+    if split.verifies:
+        height, width = split.size(index)
+        top = decode_top(encoded, max_pixels, (height, width), rows)
+        if top is not None:
+            return top
+    return pixels_of(encoded, split, index, max_pixels)
 
 
 def pixels_of(

@@ -8,6 +8,7 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from hvdyolo.data.jpeg_top import first_rows
 from hvdyolo.ops.letterbox import FILL, Letterbox
 from hvdyolo.utils.errors import DataError
 
@@ -24,6 +25,8 @@ _JPEG_START = b"\xff\xd8\xff"
 _FAST_COLOURS = ("YCbCr", "Gray")
 _ORIENTATION = 0x0112  # EXIF tag
 _UPRIGHT = 1
+# The last of the rows that are decoded may differ from what it is beside the next one.
+_ROWS_BEYOND = 2
 
 
 class ImageTooLargeError(DataError):
@@ -123,6 +126,26 @@ def decode(encoded: bytes | memoryview, max_pixels: int) -> Pixels:
     return _rgb(image)
 
 
+def decode_top(
+    encoded: bytes | memoryview, max_pixels: int, size: tuple[int, int], rows: int
+) -> Pixels | None:
+    """The first ``rows`` rows of what :func:`decode` gives, or some more, in the time that they take.
+
+    Damage is not seen: for bytes whose checksum is known to be right. ``None``: it is no ordinary JPEG, has
+    not the height and width that ``size`` says, or is needed as a whole.
+    """
+    if rows + _ROWS_BEYOND >= size[0] or _size_of_fast(encoded, max_pixels) != size:
+        return None
+    top = first_rows(encoded, rows + _ROWS_BEYOND)
+    if top is None:
+        return None
+    try:
+        pixels: Pixels = simplejpeg.decode_jpeg(top, "RGB", strict=False)
+    except ValueError:
+        return None
+    return pixels
+
+
 def decode_upright(encoded: bytes, max_pixels: int) -> Pixels:
     """Like :func:`decode`, turned as its EXIF orientation says: for images that were not packed."""
     return open_image(encoded).load(max_pixels).pixels(upright=True)
@@ -158,16 +181,26 @@ def encode_jpeg(image: Pixels, quality: int = 95) -> bytes:
 
 def _decode_fast(encoded: bytes | memoryview, max_pixels: int) -> Pixels | None:
     """The pixels of an ordinary, undamaged JPEG; ``None``: everything else, and every error, is Pillow's."""
-    if encoded[: len(_JPEG_START)] != _JPEG_START:
+    if _size_of_fast(encoded, max_pixels) is None:
         return None
     try:
-        height, width, colours, _ = simplejpeg.decode_jpeg_header(encoded)
-        if colours not in _FAST_COLOURS or height * width > min(max_pixels, MOST_PIXELS):
-            return None
         pixels: Pixels = simplejpeg.decode_jpeg(encoded, "RGB")
     except ValueError:
         return None
     return pixels
+
+
+def _size_of_fast(encoded: bytes | memoryview, max_pixels: int) -> tuple[int, int] | None:
+    """Height and width of an image that the fast decoder is for."""
+    if encoded[: len(_JPEG_START)] != _JPEG_START:
+        return None
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(encoded)
+    except ValueError:
+        return None
+    if colours not in _FAST_COLOURS or height * width > min(max_pixels, MOST_PIXELS):
+        return None
+    return height, width
 
 
 def _open(encoded: bytes | memoryview) -> Image.Image:

@@ -68,26 +68,21 @@ def scale_colours(image: Pixels, gains: tuple[float, float, float]) -> None:
     cost as much as the work.
     """
     cv2 = _opencv()
-    steps = np.arange(256)
-    tables = [
-        table.astype(np.uint8)
-        for table in (
-            steps * gains[0] % _HUES,
-            (steps * gains[1]).clip(0, 255),
-            (steps * gains[2]).clip(0, 255),
-        )
-    ]
+    hue, saturation, value = gains
+    turned = (np.arange(256) * hue % _HUES).astype(np.uint8)
     height, width = image.shape[:2]
     rows = max(1, min(_PIXELS_AT_ONCE // width, height))
     converted = np.empty((rows, width, 3), dtype=np.uint8)
-    planes = [np.empty((rows, width), dtype=np.uint8) for _ in tables]
+    planes = [np.empty((rows, width), dtype=np.uint8) for _ in gains]
     for top in range(0, height, rows):
         block = image[top : top + rows]
         hsv, parts = converted[: len(block)], [plane[: len(block)] for plane in planes]
         cv2.cvtColor(block, cv2.COLOR_RGB2HSV, dst=hsv)
         cv2.split(hsv, parts)
-        for part, table in zip(parts, tables, strict=True):
-            cv2.LUT(part, table, dst=part)
+        cv2.LUT(parts[0], turned, dst=parts[0])
+        # A third of the time of a table, which arithmetic on whole vectors beats.
+        cv2.convertScaleAbs(parts[1], dst=parts[1], alpha=saturation)
+        cv2.convertScaleAbs(parts[2], dst=parts[2], alpha=value)
         cv2.merge(parts, dst=hsv)
         cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB, dst=block)
 

@@ -1,6 +1,6 @@
 """One image, or a mosaic, under a homography: pixels and objects.
 
-The whole canvas is never made, images that do not show are not decoded, and each is resampled as
+The whole canvas is never made, images and rows below what shows are not decoded, and each is resampled as
 :mod:`hvdyolo.data.render` says: by default once, from its own pixels into its visible rectangle of the
 output, with a second, bilinear step only for rotation, shear and perspective.
 """
@@ -32,8 +32,11 @@ class ImageSource(Protocol):
         """Height and width, without decoding."""
         ...
 
-    def image(self, index: int) -> NDArray[np.uint8] | None:
-        """Pixels, (H, W, 3) RGB; ``None`` leaves its place grey and without labels."""
+    def image(self, index: int, rows: int) -> NDArray[np.uint8] | None:
+        """Pixels, (H, W, 3) RGB, of which rows from ``rows`` on may be missing.
+
+        ``None`` leaves its place grey and without labels.
+        """
         ...
 
     def labels(self, index: int) -> NDArray[np.float32]:
@@ -56,7 +59,11 @@ def paint(
     tiles = lay_out(sizes, parameters.meeting, size, view)
     shown = []
     for place, (index, image_size, tile) in enumerate(zip(parameters.sources, sizes, tiles, strict=True)):
-        if not tile.visible or (image := source.image(index)) is None:
+        if not tile.visible:
+            continue
+        # Objects to be pasted may be anywhere in it.
+        rows = tile.down.last if parameters.pastes is None else image_size[0]
+        if (image := source.image(index, rows)) is None:
             continue
         labels = source.labels(index)
         if parameters.pastes is not None:

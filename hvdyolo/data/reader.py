@@ -112,7 +112,7 @@ class PackedSplit:
             raise DataError(f"The split '{split}' of {root} is empty; pack one that holds images.")
         self.names = manifest.names
         self.dataset_id = manifest.dataset_id
-        self._verify = verify
+        self.verifies = verify
         self._shards = shards or root
         self._index = _open_index(root, info, len(self.names), self._shards)
         self._blocks = find_blocks(self._index.data, info.shards, root)
@@ -165,7 +165,7 @@ class PackedSplit:
             raise DataError(f"{self._shards / file} is missing; copy it again.") from None
         except OSError as error:
             raise StorageError(f"cannot read {self._shards / file}: {error.strerror}.") from error
-        if len(encoded) != length or (self._verify and xxh3_64_intdigest(encoded) != checksum):
+        if len(encoded) != length or (self.verifies and xxh3_64_intdigest(encoded) != checksum):
             raise DamagedSampleError(f"{self.describe(index)} is damaged; copy the shard again.")
         return encoded
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from hvdyolo.config import AugmentConfig
 from hvdyolo.data.augment import AugmentedSample, augment
 from hvdyolo.data.buffers import SharedImages
-from hvdyolo.data.decoding import read_pixels
+from hvdyolo.data.decoding import read_pixels, read_top
 from hvdyolo.data.format import CROWD
 from hvdyolo.data.opencv import mirror, scale_colours
 from hvdyolo.data.order import RECENT, BatchPlan, SlotEntry
@@ -99,17 +99,22 @@ class _TrainImages:
         fit = fit_letterbox(height, width, self.image_size)
         return fit.resized_height, fit.resized_width
 
-    def image(self, index: int) -> NDArray[np.uint8] | None:
+    def image(self, index: int, rows: int) -> NDArray[np.uint8] | None:
         if self.decoded is not None and (known := self.decoded.get(index)) is not None:
             return known
+        # Who asks for a kept one next needs other rows, and a smaller one is made of all.
+        whole = self.decoded is not None or self.size(index) != tuple(self.split.size(index))
         try:
-            image = read_pixels(self.split, index, self.max_pixels)
+            if whole:
+                image = read_pixels(self.split, index, self.max_pixels)
+            else:
+                image = read_top(self.split, index, self.max_pixels, rows)
         except DamagedSampleError as error:
             if self.policy == "raise":
                 raise
             self.damaged[index] = str(error)
             return None
-        if image.shape[:2] != self.size(index):
+        if whole and image.shape[:2] != self.size(index):
             large, image = image, np.empty((*self.size(index), 3), dtype=np.uint8)
             resize_triangle(large, image)
         if self.decoded is not None:

@@ -35,14 +35,15 @@ class DrawnImages:
         left, top = int(x * (width - sides[0])), int(y * (height - sides[1]))
         return left, top, left + sides[0], top + sides[1]
 
-    def image(self, index: int) -> np.ndarray | None:
+    def image(self, index: int, rows: int) -> np.ndarray | None:
+        """No more than is asked for, as :class:`ImageSource` allows."""
         if index in self.missing:
             return None
         pixels = np.zeros((*self.size(index), 3), dtype=np.uint8)
         if index == self.shown:
             left, top, right, bottom = self.box(index)
             pixels[top:bottom, left:right] = 255, 0, 255
-        return pixels
+        return pixels[:rows]
 
     def labels(self, index: int) -> np.ndarray:
         height, width = self.size(index)

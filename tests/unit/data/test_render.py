@@ -33,8 +33,8 @@ class OneImage:
     def size(self, index: int) -> tuple[int, int]:
         return self.pixels.shape[:2]
 
-    def image(self, index: int) -> np.ndarray:
-        return self.pixels
+    def image(self, index: int, rows: int) -> np.ndarray:
+        return self.pixels[:rows]
 
     def labels(self, index: int) -> np.ndarray:
         return np.empty((0, 5), dtype=np.float32)

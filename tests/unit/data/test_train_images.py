@@ -1,5 +1,6 @@
 """Photographs that training augments come at the network's size, as in evaluation."""
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ def test_large_ones_are_brought_to_it_by_the_rule_of_evaluation(synthetic: Path)
         fit = fit_letterbox(*split.size(sample), 96)
         assert images.size(sample) == (fit.resized_height, fit.resized_width)
         assert max(images.size(sample)) == 96 < max(split.size(sample))
-        found = images.image(sample)
+        found = images.image(sample, rows=1)
         expected = resize(read_pixels(split, sample, MOST_PIXELS), fit.resized_width, fit.resized_height)
         assert found is not None
         difference = np.abs(found.astype(int) - expected)
@@ -29,4 +30,29 @@ def test_small_ones_stay_as_they_are(synthetic: Path) -> None:
     split = PackedSplit(synthetic, "train")
     images = _TrainImages(split, 1024, MOST_PIXELS, "raise", None)
     assert images.size(0) == split.size(0)
-    np.testing.assert_array_equal(images.image(0), read_pixels(split, 0, MOST_PIXELS))
+    height, _ = split.size(0)
+    np.testing.assert_array_equal(images.image(0, height), read_pixels(split, 0, MOST_PIXELS))
+
+
+def test_of_small_ones_the_rows_that_are_asked_for_are_decoded(synthetic: Path) -> None:
+    split = PackedSplit(synthetic, "train")
+    images = _TrainImages(split, 1024, MOST_PIXELS, "raise", None)
+    for sample, rows in itertools.product(range(4), (1, 16, 33, 100)):
+        found = images.image(sample, rows)
+        assert found is not None
+        assert rows <= len(found) < split.size(sample)[0]
+        np.testing.assert_array_equal(found[:rows], read_pixels(split, sample, MOST_PIXELS)[:rows])
+
+
+def test_what_is_kept_for_the_next_who_asks_is_whole(synthetic: Path) -> None:
+    split = PackedSplit(synthetic, "train")
+    images = _TrainImages(split, 1024, MOST_PIXELS, "raise", {})
+    for rows in (1, 50):
+        np.testing.assert_array_equal(images.image(0, rows), read_pixels(split, 0, MOST_PIXELS))
+
+
+def test_where_damage_is_not_looked_for_all_rows_are_decoded(synthetic: Path) -> None:
+    images = _TrainImages(PackedSplit(synthetic, "train", verify=False), 1024, MOST_PIXELS, "raise", None)
+    found = images.image(0, 1)
+    assert found is not None
+    assert len(found) == images.size(0)[0]
