@@ -79,6 +79,11 @@ class UpcomingStep:
     batches: tuple[MicroBatch, ...]
     pending: PendingSum
 
+    @property
+    def waited(self) -> float:
+        """Seconds that its batches were waited for."""
+        return sum(micro.batch.wait_seconds for micro in self.batches)
+
     def agree(self, device: torch.device) -> Step:
         """Wait for the other ranks' counts."""
         stop, losses, weights, counts = self.pending.wait().tensor_split(_SECTIONS)

@@ -56,11 +56,11 @@ class Tally:
     skipped: int = 0
     skipped_steps: int = 0
 
-    def add(self, step: Step) -> None:
-        """Count one step."""
+    def add(self, step: Step, waited: float) -> None:
+        """Count one step, in whose time the loader was waited for: for the batches of the next step."""
         self.steps += 1
         self.images += float(step.counts.images)
-        self.waited += sum(micro.batch.wait_seconds for micro in step.batches)
+        self.waited += waited
         self.skipped += sum(micro.batch.skipped for micro in step.batches)
 
     def speed(self) -> dict[str, float]:
@@ -150,8 +150,8 @@ class Trainer:
                     self._tell_skipped_step()
                 else:
                     losses += self._losses
-                whole.add(step)
-                window.add(step)
+                for tally in (whole, window):
+                    tally.add(step, self._upcoming.waited)
                 if self.learner.step % self.config.train.log_every == 0:
                     self._log_step(step, window)
                     window = Tally()

@@ -55,6 +55,7 @@ def test_a_run_leaves_all_that_the_design_promises(launch, synthetic, tmp_path, 
     assert outcome(run)["step"] == metrics(run, "step")[-1]["step"] > 0
     assert [entry["epoch"] for entry in metrics(run, "epoch")] == [0, 1]
     assert 0 <= metrics(run, "epoch")[-1]["ap"] <= 1
+    assert all(0 <= entry["wait_percent"] <= 100 for entry in metrics(run, "epoch") + metrics(run, "step"))
     logs = {path.name for path in (run / "logs").glob("rank-*.log")}
     assert logs == {f"rank-{rank:04d}.log" for rank in range(ranks)}
     for name in ("config.yaml", "derived.json", "results.csv"):
