@@ -21,7 +21,7 @@ from hvdyolo.data.reader import PackedSplit
 from hvdyolo.data.workers import start_worker_server
 from hvdyolo.engine.ema import MovingAverage
 from hvdyolo.engine.feed import Matches
-from hvdyolo.engine.training import build_assigner, build_plan, count_cells
+from hvdyolo.engine.training_parts import build_assigner, build_plan, count_cells
 from hvdyolo.models.build import DetectionModel, build_model
 from hvdyolo.objective.loss import StepCounts, detection_loss
 from hvdyolo.objective.targets import pad_matches

@@ -11,8 +11,8 @@ from hvdyolo.data.staging import local_shards
 from hvdyolo.data.worker_count import with_workers
 from hvdyolo.engine.agreement import on_every_rank, on_first_rank
 from hvdyolo.engine.evaluator import evaluate
+from hvdyolo.engine.input_size import check_image_size
 from hvdyolo.engine.job import Job, open_job
-from hvdyolo.engine.training import check_image_size
 from hvdyolo.metrics.average_precision import CocoScores
 from hvdyolo.models.build import DetectionModel, load_model
 from hvdyolo.utils.errors import MismatchError, UsageError

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 from hvdyolo.data.random import Purpose, sample_generator
 from hvdyolo.engine.schedule import TrainingSchedule
+from hvdyolo.models.build import DetectionModel
+from hvdyolo.utils.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -40,3 +42,11 @@ class InputSizes:
         choices = self.choices
         generator = sample_generator(self.seed, epoch, step.first, Purpose.INPUT_SIZE)
         return choices[int(generator.integers(len(choices)))]
+
+
+def check_image_size(key: str, size: int, model: DetectionModel) -> None:
+    """Raise a :class:`UsageError` unless ``size`` is a multiple of the model's largest stride."""
+    stride = model.size_multiple
+    if size % stride:
+        nearest = max(round(size / stride), 1) * stride
+        raise UsageError(f"{key} must be a multiple of {stride}, not {size}; {nearest} is nearest.")

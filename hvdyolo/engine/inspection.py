@@ -18,12 +18,12 @@ from hvdyolo.data.loader import TrainBatch, TrainLoader, check_packages
 from hvdyolo.data.manifest import read_manifest
 from hvdyolo.data.order import BatchPlan
 from hvdyolo.data.reader import PackedSplit
-from hvdyolo.engine.training import (
+from hvdyolo.engine.input_size import check_image_size
+from hvdyolo.engine.training_parts import (
     build_image_weighting,
     build_input_sizes,
     build_plan,
     build_schedule,
-    check_image_size,
 )
 from hvdyolo.models.build import build_model
 from hvdyolo.ops.pixels import prepare_images

@@ -15,7 +15,8 @@ from hvdyolo.engine import auto_anchor, trainer
 from hvdyolo.engine.attempt import Attempt
 from hvdyolo.engine.checkpoint import latest_checkpoint, read_state
 from hvdyolo.engine.job import Job
-from hvdyolo.engine.training import check, train_attempt
+from hvdyolo.engine.training import train_attempt
+from hvdyolo.engine.training_inputs import check
 from hvdyolo.metrics.average_precision import CocoScores
 from hvdyolo.models.build import load_model
 from hvdyolo.settings import read_config

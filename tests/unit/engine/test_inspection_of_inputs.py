@@ -12,7 +12,7 @@ from hvdyolo.data.reader import PackedSplit
 from hvdyolo.engine import inspection
 from hvdyolo.engine.inspection import main
 from hvdyolo.engine.schedule import TrainingSchedule
-from hvdyolo.engine.training import build_input_sizes, build_plan
+from hvdyolo.engine.training_parts import build_input_sizes, build_plan
 from hvdyolo.models.build import build_model
 from hvdyolo.ops.pixels import prepare_images
 from hvdyolo.settings import read_config

@@ -20,7 +20,7 @@ from hvdyolo.engine.learner import Learner
 from hvdyolo.engine.optimizer import build_optimizer
 from hvdyolo.engine.precision import Precision, gradient_scaler
 from hvdyolo.engine.schedule import TrainingSchedule
-from hvdyolo.engine.training import build_assigner, count_cells
+from hvdyolo.engine.training_parts import build_assigner, count_cells
 from hvdyolo.models.build import build_model
 
 
