@@ -20,6 +20,7 @@ REPORT_DATA_NAME = "lint.json"
 
 _TINY_PIXELS = 2.0
 _LEAST_CLIP_PIXELS = 0.05  # below it, the six decimals that labels are commonly written with
+_LEAST_SIDE = 1e-6  # of the image's: far below it nothing is left in single precision
 _MOST_OUTSIDE = 0.5  # of an image's sides; what is drawn further away was meant otherwise
 _KEPT = ("", "clipped", "tiny")
 
@@ -111,7 +112,7 @@ def _check(box: SourceBox, width: int, height: int) -> tuple[tuple[float, float,
         box.cx + box.width / 2,
         box.cy + box.height / 2,
     )
-    if not (box.width > 0 and box.height > 0 and math.isfinite(sum(corners))):
+    if not (box.width >= _LEAST_SIDE and box.height >= _LEAST_SIDE and math.isfinite(sum(corners))):
         return corners, "degenerate", f"{box.width * width:.1f} x {box.height * height:.1f} pixels"
     x1, y1, x2, y2 = clipped = (_clip(corners[0]), _clip(corners[1]), _clip(corners[2]), _clip(corners[3]))
     if x2 <= x1 or y2 <= y1:

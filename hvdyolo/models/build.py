@@ -106,14 +106,14 @@ class DetectionModel(nn.Module):
 
 
 def build_model(
-    description: str | Path, classes: int, *, names: Sequence[str] | None = None
+    description: str | Path, classes: int = 80, *, names: Sequence[str] | None = None
 ) -> DetectionModel:
     """A network with random weights.
 
     Args:
         description: a shipped name such as ``yolov5s``, ``yolov5m6`` or ``yolov5n-p2`` (docs/models.md), or
             the path of a YOLOv5 YAML file.
-        classes: number of classes; the file's own ``nc`` is not used.
+        classes: number of classes, COCO's by default; the file's own ``nc`` is not used.
         names: their names; ``class0``, ``class1``, … by default.
 
     Raises:

@@ -1,7 +1,7 @@
 """Which cells and anchors learn which box: geometry alone, so loader workers compute it.
 
 A box goes to every anchor of a like shape, in the cell of its centre and in the nearer neighbour along each
-axis. (FACTS of YOLOv5's published assignment; only numpy here, it runs beside decoding.)
+axis. (YOLOv5's published assignment; only numpy here, it runs beside decoding.)
 """
 
 from collections.abc import Sequence
@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 
 Labels = NDArray[np.float32]
 
-# Own cell, then the neighbours left, up, right, down: (columns, rows). The order decides who keeps a cell.
-_OFFSETS = np.array([[0, 0], [-1, 0], [0, -1], [1, 0], [0, 1]], dtype=np.int64)
+# How far from the centre a cell is taken, in cells: its own, then left, up, right, down, as (columns, rows).
+# The order decides who keeps a cell.
+_HALF = 0.5
+_OFFSETS = _HALF * np.array([[0, 0], [-1, 0], [0, -1], [1, 0], [0, 1]], dtype=np.float32)
 
 
 @dataclass(frozen=True)
@@ -76,11 +78,10 @@ class Assigner:
         ratios = sizes[None] / anchors[:, None]  # (A, n, 2)
         fits = np.maximum(ratios, 1 / np.maximum(ratios, 1e-12)).max(-1) < self.threshold
         anchor, row = fits.nonzero()  # by anchor, then by row
-        cells = np.floor(centres).astype(np.int64)
-        taken = self._neighbours(centres, cells, width, height)[:, row]  # (5, matches)
-        offset, match = taken.nonzero()  # by offset, then anchor, then row
+        offset, match = _takes_offsets(centres, grid)[:, row].nonzero()  # by offset, then anchor, then row
         anchor, row = anchor[match], row[match]
-        assigned = cells[row] + _OFFSETS[offset]
+        # Float rounding of labels can bring a centre to the far border, where no cell begins.
+        assigned = (centres[row] + _OFFSETS[offset]).astype(np.int64).clip(0, [width - 1, height - 1])
         cell = ((images[row] * len(anchors) + anchor) * height + assigned[:, 1]) * width + assigned[:, 0]
         return LevelMatches(
             cell=cell,
@@ -90,20 +91,18 @@ class Assigner:
             keeps_objectness=_last_of_each(cell),
         )
 
-    @staticmethod
-    def _neighbours(
-        centres: NDArray[np.float32], cells: NDArray[np.int64], width: int, height: int
-    ) -> NDArray[np.bool_]:
-        """(5, n): which of ``_OFFSETS`` each box takes: the half of the cell it is in decides."""
-        fraction = centres - cells
-        low, high = fraction < 0.5, fraction > 0.5
-        inside_low = cells > 0
-        inside_high = cells < np.array([width - 1, height - 1])
-        left, up = (low & inside_low).T
-        right, down = (high & inside_high).T
-        # A centre on the far border belongs to no cell; float rounding of labels can bring it there.
-        own = ((cells >= 0) & (cells < np.array([width, height]))).all(1)
-        return np.stack([own, left, up, right, down]) & own
+
+def _takes_offsets(centres: NDArray[np.float32], grid: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """(5, n): which of ``_OFFSETS`` centres (n, 2) take, of a grid (2,) so many cells wide and high.
+
+    Left and up are measured from the near end of the grid, right and down from the far one. So a centre on
+    the border of two cells takes the one before it and, by the offset that goes the other way, its own once
+    more: twice the weight, as published.
+    """
+    from_end = grid - centres
+    left, up = ((centres % 1 < _HALF) & (centres > 1)).T
+    right, down = ((from_end % 1 < _HALF) & (from_end > 1)).T
+    return np.stack([np.ones_like(left), left, up, right, down])
 
 
 def _last_of_each(cell: NDArray[np.int64]) -> NDArray[np.bool_]:

@@ -74,7 +74,7 @@ def _pad_level(parts: Sequence[LevelMatches], cells: int) -> LevelTargets:
     cell = join("cell", 0)
     return LevelTargets(
         cell=cell,
-        # Padding is a unit box on a unit anchor: its terms are finite, and then multiplied by 0.
+        # Padding is a unit box on a unit anchor: its terms are finite, and multiplied by 0.
         box_cxcywh=join("box_cxcywh", 1),
         anchor_wh=join("anchor_wh", 1),
         label=join("label", 0),

@@ -35,7 +35,7 @@ def yolov5_loss(
 
     Args:
         model: in whichever mode it is; batch norm does what that mode says.
-        images: (B, 3, H, W) in 0..1.
+        images: (B, 3, H, W) in 0..1. The longer side is the size that the gain of objectness is for.
         targets: (n, 6): number of the image in the batch, class, cx, cy, w, h in 0..1.
         settings: gains and thresholds as published by default.
         class_weights: (C,) in place of ``settings.class_weights``, which may ask for a split's numbers.
@@ -61,7 +61,7 @@ def yolov5_loss(
         torch.ones(batch, device=images.device),
         counts,
         settings,
-        width,
+        max(height, width),
         class_weights,
     )
     return {

@@ -30,6 +30,8 @@ def test_a_good_box_is_kept_as_it_is() -> None:
     ("box", "kind", "detail"),
     [
         (SourceBox(3, 0, 0.5, 0.5, 0.0, 0.5), "degenerate", "0.0 x 50.0 pixels"),
+        (SourceBox(3, 0, 0.0, 0.5, 5e-46, 0.5), "degenerate", "0.0 x 50.0 pixels"),  # 0 in single precision
+        (SourceBox(3, 0, 0.5, 0.5, 0.5, 1e-60), "degenerate", "100.0 x 0.0 pixels"),
         (SourceBox(3, 0, 0.5, 0.5, -0.1, 0.5), "degenerate", "-20.0 x 50.0 pixels"),
         (SourceBox(3, 0, float("nan"), 0.5, 0.1, 0.5), "degenerate", "20.0 x 50.0 pixels"),
         (SourceBox(3, 0, 1.2, 0.5, 0.1, 0.5), "outside", "centre at 240.0, 50.0 pixels"),

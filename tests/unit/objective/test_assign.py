@@ -57,6 +57,16 @@ def places(matches: LevelMatches) -> list[tuple[int, int]]:
         (58, 6, [(7, 0), (6, 0), (7, 1)]),
         (10, 2, [(1, 0), (0, 0)]),
         (54, 30, [(6, 3), (7, 3)]),
+        # On the border of two cells: the one before, and the own once more.
+        (16, 12, [(2, 1), (1, 1), (2, 1)]),
+        (20, 16, [(2, 2), (2, 1), (2, 2)]),
+        (16, 16, [(2, 2), (1, 2), (2, 1), (2, 2), (2, 2)]),
+        (8, 12, [(1, 1), (1, 1)]),  # none before the second cell's border, in the published comparison
+        (56, 12, [(7, 1), (6, 1)]),
+        # On the border of the picture.
+        (0, 12, [(0, 1), (0, 1)]),
+        (64, 12, [(7, 1), (7, 1)]),
+        (20, 32, [(2, 3), (2, 3)]),
     ],
 )
 def test_own_cell_and_nearer_neighbours(x: float, y: float, expected: list[tuple[int, int]]) -> None:
@@ -163,8 +173,8 @@ def test_no_labels() -> None:
         assert matches.keeps_objectness.dtype == np.bool_
 
 
-def test_a_centre_on_the_far_border_is_in_no_cell() -> None:
-    assert len(assign(label(64, 12, 16, 16), label(20, 32, 16, 16)).cell) == 0
+def test_a_centre_on_the_far_border_is_told_from_the_last_cell() -> None:
+    assert assign(label(64, 12, 16, 16)).box_cxcywh.tolist() == [[1, 0.5, 2, 2]] * 2
 
 
 def test_types_and_pickling() -> None:
@@ -198,20 +208,18 @@ def plain_assignment(images: list[list[tuple[int, ...]]], first_image: int) -> l
                     if max(max(ratio, 1 / ratio) for ratio in ratios) >= 4:
                         continue
                     x, y = Fraction(x16, 16), Fraction(y16, 16)
-                    column, row = x16 // 16, y16 // 16
-                    if column >= COLUMNS or row >= ROWS:
-                        continue
                     half = Fraction(1, 2)
                     near = {
                         (0, 0): True,
-                        (-1, 0): x - column < half,
-                        (0, -1): y - row < half,
-                        (1, 0): x - column > half,
-                        (0, 1): y - row > half,
+                        (-1, 0): x % 1 < half and x > 1,
+                        (0, -1): y % 1 < half and y > 1,
+                        (1, 0): (COLUMNS - x) % 1 < half and COLUMNS - x > 1,
+                        (0, 1): (ROWS - y) % 1 < half and ROWS - y > 1,
                     }
-                    column, row = column + offset[0], row + offset[1]
-                    if not near[offset] or not (0 <= column < COLUMNS and 0 <= row < ROWS):
+                    if not near[offset]:
                         continue
+                    column = min(int(x + half * offset[0]), COLUMNS - 1)
+                    row = min(int(y + half * offset[1]), ROWS - 1)
                     cell = (((first_image + number) * len(ANCHORS) + anchor) * ROWS + row) * COLUMNS + column
                     box = tuple(map(float, (x - column, y - row, width / 8, height / 8)))
                     matches.append((cell, box, (anchor_width / 8, anchor_height / 8), name))

@@ -294,6 +294,21 @@ def test_padding_changes_nothing() -> None:
     assert one.total.item() == pytest.approx(other.total.item(), rel=1e-14)
 
 
+@pytest.mark.parametrize("extreme", [-1000.0, 1000.0])
+def test_padding_is_finite_whatever_the_first_cell_predicts(extreme: float) -> None:
+    levels = levels_of(2, 3)
+    for level in levels:
+        level[0, 0, 0, 0, :4] = extreme  # a box without area, or of no finite shape
+        level.requires_grad_()
+    terms = loss_of(levels, [np.zeros((0, 5), np.float32)] * 2)
+    assert terms.total.isfinite()
+    terms.total.backward()
+    for level in levels:
+        assert level.grad is not None
+        assert level.grad.isfinite().all()
+        assert level.grad[..., :4].eq(0).all()
+
+
 def test_gains_follow_size_classes_and_levels() -> None:
     labels, levels = labels_of(2, 5, 3), levels_of(2, 3)
     matches = assign(labels)
