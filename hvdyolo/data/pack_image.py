@@ -9,6 +9,7 @@ from hvdyolo.data.findings import Finding
 from hvdyolo.data.format import MOST_PIXELS_A_SIDE
 from hvdyolo.data.images import (
     MOST_PIXELS,
+    UPRIGHT,
     ImageHeader,
     LoadedImage,
     OpenedImage,
@@ -96,11 +97,20 @@ def _open(image: SourceImage, settings: PackSettings) -> _Opened | PackedImage:
 
 def _store(source: Source, opened: _Opened, settings: PackSettings) -> _Stored | PackedImage:
     try:
-        # Decoded even where the bytes are kept: a broken image is found here, not in the night's training.
-        loaded = opened.image.load(MOST_PIXELS)
+        loaded = _load(opened.image, settings)
     except DataError as error:
         return _left_out(opened.source, error, len(opened.encoded), settings)
-    return _stored(source, opened.source, loaded, opened.encoded, settings)
+    return _stored(source, opened, loaded, settings)
+
+
+def _load(image: OpenedImage, settings: PackSettings) -> LoadedImage | None:
+    """``None`` if it is certain to keep its bytes; it is checked all the same."""
+    shrink = settings.max_side is not None and max(image.header.upright_size) > settings.max_side
+    if shrink or image.header.exif_orientation != UPRIGHT:
+        return image.load(MOST_PIXELS)
+    # A broken image is found here, not in the night's training.
+    image.check(MOST_PIXELS)
+    return None
 
 
 def _left_out(image: SourceImage, error: DataError, source_bytes: int, settings: PackSettings) -> PackedImage:
@@ -154,10 +164,8 @@ def _read(image: SourceImage) -> bytes:
         raise StorageError(f"cannot read {image.path}: {error.strerror}.") from error
 
 
-def _stored(
-    source: Source, image: SourceImage, loaded: LoadedImage, encoded: bytes, settings: PackSettings
-) -> _Stored:
-    header = loaded.header
+def _stored(source: Source, opened: _Opened, loaded: LoadedImage | None, settings: PackSettings) -> _Stored:
+    image, header, encoded = opened.source, opened.image.header, opened.encoded
     stated = source.stated_size(image)
     turn = _needs_turn(header, stated)
     width, height = header.upright_size if turn else (header.width, header.height)
@@ -166,7 +174,7 @@ def _stored(
             f"{image.path} is {width} x {height} pixels, and a side may have {MOST_PIXELS_A_SIDE}; cut it."
         )
     findings = []
-    if header.exif_orientation != 1:
+    if header.exif_orientation != UPRIGHT:
         done = "turned and encoded again" if turn else "its labels are of the image as stored, kept so"
         findings.append(
             Finding("rotated", str(image.path), 0, f"orientation {header.exif_orientation}, {done}")
@@ -176,6 +184,7 @@ def _stored(
         findings.append(Finding("resolution", str(image.annotation), 0, detail))
     shrink = settings.max_side is not None and max(width, height) > settings.max_side
     if turn or shrink:
+        assert loaded is not None
         pixels = loaded.pixels(upright=turn)
         if settings.max_side is not None:
             pixels = _shrink(pixels, settings.max_side)
@@ -195,7 +204,7 @@ def _needs_turn(header: ImageHeader, stated: tuple[int, int] | None) -> bool:
     stored and not that of the upright one, they were made by a tool that ignores the orientation.
     """
     as_stored = (header.width, header.height)
-    return header.exif_orientation != 1 and (stated != as_stored or stated == header.upright_size)
+    return header.exif_orientation != UPRIGHT and (stated != as_stored or stated == header.upright_size)
 
 
 def _shrink(pixels: Pixels, max_side: int) -> Pixels:

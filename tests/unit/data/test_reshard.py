@@ -134,7 +134,7 @@ def test_it_goes_on_after_the_last_whole_shard(
     data = packed(shards=2, each=10)
     reshard(data.root, tmp_path / "whole", 4000)
     written: list[str] = []
-    write = ShardWriter._write
+    write = ShardWriter._finish
 
     def interrupted(self: ShardWriter) -> None:
         if len(written) == 2:
@@ -142,7 +142,7 @@ def test_it_goes_on_after_the_last_whole_shard(
         written.append(self.path.name)
         write(self)
 
-    monkeypatch.setattr(ShardWriter, "_write", interrupted)
+    monkeypatch.setattr(ShardWriter, "_finish", interrupted)
     with pytest.raises(KeyboardInterrupt):
         reshard(data.root, tmp_path / "new", 4000)
     with pytest.raises(UsageError, match="not a packed dataset"):
@@ -234,13 +234,13 @@ def test_memory_is_bounded_by_a_shard(packed: Build, tmp_path: Path, monkeypatch
     data.samples.clear()
     before = samples_alive()
     held: list[tuple[int, int]] = []
-    write = ShardWriter._write
+    write = ShardWriter._finish
 
     def counted(self: ShardWriter) -> None:
         held.append((samples_alive() - before, len(self.samples)))
         write(self)
 
-    monkeypatch.setattr(ShardWriter, "_write", counted)
+    monkeypatch.setattr(ShardWriter, "_finish", counted)
     reshard(data.root, tmp_path / "new", 4000)
     assert len(held) > 3
     assert all(alive == own for alive, own in held)

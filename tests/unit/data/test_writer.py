@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import xxhash
 
-from hvdyolo.data import writer as writer_module
+from hvdyolo.data import block_writer
 from hvdyolo.data.writer import Sample, ShardDescription, ShardWriter
 from hvdyolo.utils.errors import StorageError, UsageError
 
@@ -117,8 +117,8 @@ def test_blocks_of_any_size_give_the_same_file(
     tmp_path: Path, samples: Build, monkeypatch: pytest.MonkeyPatch, block: int
 ) -> None:
     write(tmp_path / "a.h5", samples(7))
-    monkeypatch.setattr(writer_module, "_BLOCK_BYTES", block)
-    monkeypatch.setattr(writer_module, "_MOST_PIECES", 3)
+    monkeypatch.setattr(block_writer, "_BLOCK_BYTES", block)
+    monkeypatch.setattr(block_writer, "_MOST_PIECES", 3)
     write(tmp_path / "b.h5", samples(7))
     assert (tmp_path / "a.h5").read_bytes() == (tmp_path / "b.h5").read_bytes()
 
