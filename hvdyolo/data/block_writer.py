@@ -7,14 +7,15 @@ from pathlib import Path
 from types import TracebackType
 
 _BLOCK_BYTES = 8 << 20
+_SYNC_BYTES = 32 << 20
 _MOST_PIECES = 1000  # of one call; the system takes 1024
 
 
 class BlockWriter:
     """Writes pieces back to back. A thread writes a block while the next is collected; no more is in memory.
 
-    Blocks are synced one by one: they are on their way while more is made, and nothing is left to wait for in
-    the end.
+    What is written is synced now and then: it goes to the disk while more is made, and little is left to wait
+    for in the end.
     """
 
     def __init__(self, path: Path, offset: int) -> None:
@@ -29,6 +30,7 @@ class BlockWriter:
         self._writing: Future[None] | None = None
         self._block: list[memoryview] = []
         self._room = _BLOCK_BYTES
+        self._unsynced = 0
 
     def add(self, piece: bytes) -> None:
         """Append a piece.
@@ -75,8 +77,14 @@ class BlockWriter:
     def _write(self) -> None:
         if self._writing is not None:
             self._writing.result()
-        self._writing = self._storage.submit(_write_and_sync, self._descriptor, self._block, self._offset)
-        self._offset += sum(map(len, self._block))
+        size = sum(map(len, self._block))
+        self._unsynced += size
+        sync = self._unsynced >= _SYNC_BYTES
+        if sync:
+            self._unsynced = 0
+        write = _write_and_sync if sync else _write_block
+        self._writing = self._storage.submit(write, self._descriptor, self._block, self._offset)
+        self._offset += size
         self._block, self._room = [], _BLOCK_BYTES
 
 

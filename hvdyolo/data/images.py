@@ -170,9 +170,9 @@ def encode_jpeg(image: Pixels, quality: int = 95) -> bytes:
 def _decode_fast(encoded: bytes | memoryview, max_pixels: int, *, eighth: bool = False) -> Pixels | None:
     """The pixels of an ordinary, undamaged JPEG; ``None``: everything else, and every error, is Pillow's.
 
-    At an ``eighth`` of its size a JPEG is decoded sooner, and found damaged if and only if it is at full size:
-    damage shows in markers and in entropy-coded data, of which every bit is read for any size. What is saved
-    are transforms and colours, which cannot fail.
+    At an ``eighth`` of its size a JPEG is decoded sooner, and found damaged exactly if it is at full size:
+    damage shows in markers and in entropy-coded data, of which every bit is read for any size. What is
+    saved are transforms and colours, which cannot fail.
     """
     if encoded[: len(_JPEG_START)] != _JPEG_START:
         return None

@@ -21,7 +21,7 @@ from hvdyolo.data.images import (
 from hvdyolo.data.lint import check_boxes, check_outlines
 from hvdyolo.data.outlines import MOST_ENTRY, encode_outlines
 from hvdyolo.data.pack_plan import PackSettings
-from hvdyolo.data.sources.source import Source, SourceImage
+from hvdyolo.data.sources.source import Labels, SourceImage
 from hvdyolo.data.writer import Sample
 from hvdyolo.utils.errors import DataError, StorageError
 
@@ -44,7 +44,7 @@ class PackedImage:
 
 
 def pack_images(
-    source: Source, images: Sequence[SourceImage], sample_ids: Sequence[int], settings: PackSettings
+    labels: Labels, images: Sequence[SourceImage], sample_ids: Sequence[int], settings: PackSettings
 ) -> list[PackedImage]:
     """Decode, check, and shrink or turn images if need be.
 
@@ -55,9 +55,9 @@ def pack_images(
         DataError: an image or its labels cannot be used; names file and line.
     """
     opened = [_open(image, settings) for image in images]
-    stored = [one if isinstance(one, PackedImage) else _store(source, one, settings) for one in opened]
+    stored = [one if isinstance(one, PackedImage) else _store(labels, one, settings) for one in opened]
     return [
-        one if isinstance(one, PackedImage) else _label(source, one, sample_id, settings)
+        one if isinstance(one, PackedImage) else _label(labels, one, sample_id, settings)
         for one, sample_id in zip(stored, sample_ids, strict=True)
     ]
 
@@ -95,12 +95,12 @@ def _open(image: SourceImage, settings: PackSettings) -> _Opened | PackedImage:
         return _left_out(image, error, len(encoded), settings)
 
 
-def _store(source: Source, opened: _Opened, settings: PackSettings) -> _Stored | PackedImage:
+def _store(labels: Labels, opened: _Opened, settings: PackSettings) -> _Stored | PackedImage:
     try:
         loaded = _load(opened.image, settings)
     except DataError as error:
         return _left_out(opened.source, error, len(opened.encoded), settings)
-    return _stored(source, opened, loaded, settings)
+    return _stored(labels, opened, loaded, settings)
 
 
 def _load(image: OpenedImage, settings: PackSettings) -> LoadedImage | None:
@@ -121,11 +121,11 @@ def _left_out(image: SourceImage, error: DataError, source_bytes: int, settings:
     return PackedImage(None, None, [Finding("unreadable", str(image.path), 0, str(error))], source_bytes)
 
 
-def _label(source: Source, stored: _Stored, sample_id: int, settings: PackSettings) -> PackedImage:
+def _label(labels: Labels, stored: _Stored, sample_id: int, settings: PackSettings) -> PackedImage:
     image = stored.image
     checked = check_boxes(
         image,
-        source.boxes(image, stored.source_width, stored.source_height),
+        labels.boxes(image, stored.source_width, stored.source_height),
         stored.source_width,
         stored.source_height,
     )
@@ -164,9 +164,9 @@ def _read(image: SourceImage) -> bytes:
         raise StorageError(f"cannot read {image.path}: {error.strerror}.") from error
 
 
-def _stored(source: Source, opened: _Opened, loaded: LoadedImage | None, settings: PackSettings) -> _Stored:
+def _stored(labels: Labels, opened: _Opened, loaded: LoadedImage | None, settings: PackSettings) -> _Stored:
     image, header, encoded = opened.source, opened.image.header, opened.encoded
-    stated = source.stated_size(image)
+    stated = labels.stated_size(image)
     turn = _needs_turn(header, stated)
     width, height = header.upright_size if turn else (header.width, header.height)
     if max(width, height) > MOST_PIXELS_A_SIDE:

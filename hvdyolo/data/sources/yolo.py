@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Mapping, Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,12 @@ class YoloSource:
             for number, line in enumerate(lines, 1)
             if line.strip()
         ]
+
+    def labels_of(self, images: Sequence[SourceImage]) -> "YoloSource":
+        """See :class:`Source`. They are read when they are asked for."""
+        part = copy(self)
+        part.splits, part.findings = {}, ()
+        return part
 
     def _box(self, text: str, where: str, line: int) -> SourceBox:
         try:
