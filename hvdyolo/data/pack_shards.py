@@ -15,7 +15,7 @@ from hvdyolo.data.polygon_file import PolygonsRecord
 from hvdyolo.data.sources.source import Source
 from hvdyolo.data.writer import ShardRecord
 
-_WAIT_SECONDS = 0.1
+_WAIT_SECONDS = 0.05
 # A process takes 0.3 s to start, and as many seconds to pack 64 MiB of photographs as a core does: one.
 _BYTES_A_PROCESS = 64 << 20
 
