@@ -7,7 +7,7 @@ from pathlib import Path
 from types import TracebackType
 
 _BLOCK_BYTES = 8 << 20
-_SYNC_BYTES = 32 << 20
+_SYNC_BYTES = 64 << 20
 _MOST_PIECES = 1000  # of one call; the system takes 1024
 
 
