@@ -9,8 +9,8 @@ other, so that a slower minute slows all of them down:
 - two ranks against one, and, for comparison, two bare decoders against one.
 
 Packing has as many cores as decoders: a rank alone is bound to one, or the thread that writes would take part
-of a second, as it cannot when there are two ranks. What it does with that is told in a line. Listing the source
-and starting processes, half a second, are part of packing.
+of a second, as it cannot when there are two ranks. What it does with that is told in a line. Listing the
+source and starting processes are part of packing.
 
 And once, what a packed dataset takes on disk beyond the bytes of its JPEGs. Figures are medians over the
 rounds of the ratio within a round. About 5 minutes on two quiet cores; needs 4 GB on a local disk.
