@@ -20,7 +20,8 @@ from hvdyolo.data.lint import REPORT_NAME, summary, write_report
 from hvdyolo.data.manifest import Manifest, build_manifest, write_manifest
 from hvdyolo.data.pack_output import WORK, abandon_output, claim_output
 from hvdyolo.data.pack_plan import PackSettings, ShardTask, follow_plan, make_plan, plan_exists
-from hvdyolo.data.pack_shards import Progress, ShardPacker
+from hvdyolo.data.pack_progress import Progress
+from hvdyolo.data.pack_shards import ShardPacker
 from hvdyolo.data.polygon_file import PolygonsRecord, join_polygons
 from hvdyolo.data.read_back import read_back
 from hvdyolo.data.sources.coco import CocoSource
@@ -89,7 +90,7 @@ def pack(
     rank: int = 0,
     size: int = 1,
 ) -> Packed | None:
-    """Pack all splits of a source into ``out``, with ``workers`` decoding threads a rank.
+    """Pack all splits of a source into ``out``, with up to ``workers`` processes a rank.
 
     Returns:
         What was packed, on rank 0; ``None`` on the others.
@@ -216,7 +217,9 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--imgsz", type=int, help="shrink images to this longest side, pixels")
     parser.add_argument("--quality", type=int, default=95, help="of JPEGs encoded again (default: 95)")
     parser.add_argument("--shard-mb", type=int, default=256, help="MiB of images a shard (default: 256)")
-    parser.add_argument("--workers", type=int, help="decoding threads a rank (default: all its cores)")
+    parser.add_argument(
+        "--workers", type=int, help="processes a rank, one a shard at most (default: all its cores)"
+    )
     parser.add_argument("--names", type=lambda text: text.split(","), help="class names, comma-separated")
     parser.add_argument("--polygons", action="store_true", help="keep them, for augment.copy_paste")
     parser.add_argument("--skip-unreadable", action="store_true", help="leave out broken images")

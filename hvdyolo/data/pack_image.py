@@ -9,6 +9,7 @@ from hvdyolo.data.findings import Finding
 from hvdyolo.data.format import MOST_PIXELS_A_SIDE
 from hvdyolo.data.images import (
     MOST_PIXELS,
+    UPRIGHT,
     ImageHeader,
     LoadedImage,
     OpenedImage,
@@ -20,7 +21,7 @@ from hvdyolo.data.images import (
 from hvdyolo.data.lint import check_boxes, check_outlines
 from hvdyolo.data.outlines import MOST_ENTRY, encode_outlines
 from hvdyolo.data.pack_plan import PackSettings
-from hvdyolo.data.sources.source import Source, SourceImage
+from hvdyolo.data.sources.source import Labels, SourceImage
 from hvdyolo.data.writer import Sample
 from hvdyolo.utils.errors import DataError, StorageError
 
@@ -43,7 +44,7 @@ class PackedImage:
 
 
 def pack_images(
-    source: Source, images: Sequence[SourceImage], sample_ids: Sequence[int], settings: PackSettings
+    labels: Labels, images: Sequence[SourceImage], sample_ids: Sequence[int], settings: PackSettings
 ) -> list[PackedImage]:
     """Decode, check, and shrink or turn images if need be.
 
@@ -54,9 +55,9 @@ def pack_images(
         DataError: an image or its labels cannot be used; names file and line.
     """
     opened = [_open(image, settings) for image in images]
-    stored = [one if isinstance(one, PackedImage) else _store(source, one, settings) for one in opened]
+    stored = [one if isinstance(one, PackedImage) else _store(labels, one, settings) for one in opened]
     return [
-        one if isinstance(one, PackedImage) else _label(source, one, sample_id, settings)
+        one if isinstance(one, PackedImage) else _label(labels, one, sample_id, settings)
         for one, sample_id in zip(stored, sample_ids, strict=True)
     ]
 
@@ -94,13 +95,22 @@ def _open(image: SourceImage, settings: PackSettings) -> _Opened | PackedImage:
         return _left_out(image, error, len(encoded), settings)
 
 
-def _store(source: Source, opened: _Opened, settings: PackSettings) -> _Stored | PackedImage:
+def _store(labels: Labels, opened: _Opened, settings: PackSettings) -> _Stored | PackedImage:
     try:
-        # Decoded even where the bytes are kept: a broken image is found here, not in the night's training.
-        loaded = opened.image.load(MOST_PIXELS)
+        loaded = _load(opened.image, settings)
     except DataError as error:
         return _left_out(opened.source, error, len(opened.encoded), settings)
-    return _stored(source, opened.source, loaded, opened.encoded, settings)
+    return _stored(labels, opened, loaded, settings)
+
+
+def _load(image: OpenedImage, settings: PackSettings) -> LoadedImage | None:
+    """``None`` if it is certain to keep its bytes; it is checked all the same."""
+    shrink = settings.max_side is not None and max(image.header.upright_size) > settings.max_side
+    if shrink or image.header.exif_orientation != UPRIGHT:
+        return image.load(MOST_PIXELS)
+    # A broken image is found here, not in the night's training.
+    image.check(MOST_PIXELS)
+    return None
 
 
 def _left_out(image: SourceImage, error: DataError, source_bytes: int, settings: PackSettings) -> PackedImage:
@@ -111,11 +121,11 @@ def _left_out(image: SourceImage, error: DataError, source_bytes: int, settings:
     return PackedImage(None, None, [Finding("unreadable", str(image.path), 0, str(error))], source_bytes)
 
 
-def _label(source: Source, stored: _Stored, sample_id: int, settings: PackSettings) -> PackedImage:
+def _label(labels: Labels, stored: _Stored, sample_id: int, settings: PackSettings) -> PackedImage:
     image = stored.image
     checked = check_boxes(
         image,
-        source.boxes(image, stored.source_width, stored.source_height),
+        labels.boxes(image, stored.source_width, stored.source_height),
         stored.source_width,
         stored.source_height,
     )
@@ -154,11 +164,9 @@ def _read(image: SourceImage) -> bytes:
         raise StorageError(f"cannot read {image.path}: {error.strerror}.") from error
 
 
-def _stored(
-    source: Source, image: SourceImage, loaded: LoadedImage, encoded: bytes, settings: PackSettings
-) -> _Stored:
-    header = loaded.header
-    stated = source.stated_size(image)
+def _stored(labels: Labels, opened: _Opened, loaded: LoadedImage | None, settings: PackSettings) -> _Stored:
+    image, header, encoded = opened.source, opened.image.header, opened.encoded
+    stated = labels.stated_size(image)
     turn = _needs_turn(header, stated)
     width, height = header.upright_size if turn else (header.width, header.height)
     if max(width, height) > MOST_PIXELS_A_SIDE:
@@ -166,7 +174,7 @@ def _stored(
             f"{image.path} is {width} x {height} pixels, and a side may have {MOST_PIXELS_A_SIDE}; cut it."
         )
     findings = []
-    if header.exif_orientation != 1:
+    if header.exif_orientation != UPRIGHT:
         done = "turned and encoded again" if turn else "its labels are of the image as stored, kept so"
         findings.append(
             Finding("rotated", str(image.path), 0, f"orientation {header.exif_orientation}, {done}")
@@ -176,6 +184,7 @@ def _stored(
         findings.append(Finding("resolution", str(image.annotation), 0, detail))
     shrink = settings.max_side is not None and max(width, height) > settings.max_side
     if turn or shrink:
+        assert loaded is not None
         pixels = loaded.pixels(upright=turn)
         if settings.max_side is not None:
             pixels = _shrink(pixels, settings.max_side)
@@ -195,7 +204,7 @@ def _needs_turn(header: ImageHeader, stated: tuple[int, int] | None) -> bool:
     stored and not that of the upright one, they were made by a tool that ignores the orientation.
     """
     as_stored = (header.width, header.height)
-    return header.exif_orientation != 1 and (stated != as_stored or stated == header.upright_size)
+    return header.exif_orientation != UPRIGHT and (stated != as_stored or stated == header.upright_size)
 
 
 def _shrink(pixels: Pixels, max_side: int) -> Pixels:

@@ -51,12 +51,17 @@ class PackSettings:
 
 @dataclass(frozen=True)
 class ShardTask:
-    """One shard to write: the images of a split at ``places``, in this order."""
+    """One shard to write: the images of a split at ``places``, in this order.
+
+    Attributes:
+        source_bytes: of the images' files.
+    """
 
     split: str
     file: str
     number: int
     places: tuple[int, ...]
+    source_bytes: int
 
 
 def make_plan(source: Source, settings: PackSettings, work: Path) -> list[ShardTask]:
@@ -149,6 +154,12 @@ def _plan_split(split: str, images: Sequence[SourceImage], settings: PackSetting
     sizes = np.array([_status(images[place].path)[0] for place in order])
     runs = divide(sizes, settings.shard_bytes)
     return [
-        ShardTask(split, shard_name(split, number, len(runs)), number, tuple(order[run.start : run.stop]))
+        ShardTask(
+            split,
+            shard_name(split, number, len(runs)),
+            number,
+            tuple(order[run.start : run.stop]),
+            int(sizes[run.start : run.stop].sum()),
+        )
         for number, run in enumerate(runs)
     ]

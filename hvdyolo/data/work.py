@@ -1,6 +1,5 @@
 """Running tasks of a dataset in worker processes, in order, with errors that reach the consumer."""
 
-import signal
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -9,7 +8,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 from torch.utils.data import DataLoader
 
-from hvdyolo.data.workers import WorkerContext
+from hvdyolo.data.workers import WorkerContext, how_it_ended
 from hvdyolo.utils.errors import HvdyoloError, InternalError
 
 TaskT_contra = TypeVar("TaskT_contra", contravariant=True)
@@ -98,7 +97,7 @@ class WorkResults(Iterator[ResultT], Generic[TaskT, ResultT]):
             if worker.exitcode is None or worker.exitcode == 0:
                 continue
             return (
-                f"loader worker {number} (process {worker.pid}) {_ended(worker.exitcode)}: "
+                f"loader worker {number} (process {worker.pid}) {how_it_ended(worker.exitcode)}: "
                 "give the job more memory or lower loader.workers."
             )
         return ""
@@ -126,10 +125,3 @@ class _Tasks(Generic[TaskT, ResultT]):
 
 def _unchanged(result: ResultT) -> ResultT:
     return result
-
-
-def _ended(exit_code: int) -> str:
-    if exit_code > 0:
-        return f"ended with exit code {exit_code}"
-    name = signal.Signals(-exit_code).name
-    return f"was killed by {name}" + (", often for lack of memory" if name == "SIGKILL" else "")

@@ -17,7 +17,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing import forkserver, process, resource_tracker
 from multiprocessing.context import ForkServerContext, ForkServerProcess
@@ -36,16 +36,18 @@ _GROUP_SIGNALS = {
     signal.SIGUSR2,
 }
 
+_OF_LOADERS = ("torch", "hvdyolo.data.loader", "hvdyolo.data.evaluation_loader")
+
 # One thread a worker; and the server, being forked from, must not start any.
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 
 
-def start_worker_server(log: Path | None = None) -> None:
+def start_worker_server(log: Path | None = None, modules: Sequence[str] = _OF_LOADERS) -> None:
     """Start the server that workers are forked from; does nothing where it runs.
 
     Call it once, early, from the main thread: standard streams and environment are another's for
-    some milliseconds. It imports torch in the background, once for all workers, and ends with this
-    process. What the server and the workers print goes to ``log``, or nowhere.
+    some milliseconds. It imports ``modules`` in the background, once for all workers, and ends with
+    this process. What the server and the workers print goes to ``log``, or nowhere.
     """
     if _server_runs():
         return
@@ -57,7 +59,7 @@ def start_worker_server(log: Path | None = None) -> None:
         # Started by the server's start if not before, but it unblocks the signals as it does.
         resource_tracker.ensure_running()
         signal.pthread_sigmask(signal.SIG_BLOCK, _GROUP_SIGNALS)
-        forkserver.set_forkserver_preload(["torch", "hvdyolo.data.loader", "hvdyolo.data.evaluation_loader"])
+        forkserver.set_forkserver_preload(list(modules))
         forkserver.ensure_running()
 
 
@@ -81,6 +83,14 @@ class WorkerContext(ForkServerContext):
             start_worker_server()
             with _main_module_hidden():
                 return ForkServerProcess._Popen(process_obj)
+
+
+def how_it_ended(exit_code: int) -> str:
+    """What to say of a worker that nobody asked to end."""
+    if exit_code > 0:
+        return f"ended with exit code {exit_code}"
+    name = signal.Signals(-exit_code).name
+    return f"was killed by {name}" + (", often for lack of memory" if name == "SIGKILL" else "")
 
 
 def _end_with_rank() -> None:

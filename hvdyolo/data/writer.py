@@ -3,8 +3,8 @@
 import json
 import os
 import socket
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -14,6 +14,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from hvdyolo.data.block_writer import BlockWriter
 from hvdyolo.data.format import (
     CODECS,
     DATA_ALIGNMENT,
@@ -27,7 +28,6 @@ from hvdyolo.utils.errors import UsageError
 from hvdyolo.utils.files import storage_errors, sync_directory
 
 _BLOCK_BYTES = 8 << 20
-_MOST_PIECES = 1000  # of one call; the system takes 1024
 
 
 @dataclass(frozen=True)
@@ -90,30 +90,44 @@ class ShardDescription:
     settings: Mapping[str, Any]
 
 
-@dataclass
 class ShardWriter:
-    """Collects samples and writes them as one file when its ``with`` block ends well.
+    """Writes samples into one file, which is there when its ``with`` block ends well.
 
-    A shard is held in memory until then: the exact sizes are known, so ``/data`` is one contiguous piece and
-    the file is written once, in order.
+    Images go to the disk while more are added, and are not kept in memory. What else there is, some hundred
+    bytes a sample, can only be written when all is known.
 
     Attributes:
         path: of the shard.
-        scratch: folder of the unfinished file, on the same file system.
         record: what the manifest needs to know; set when the file is written.
     """
 
-    path: Path
-    description: ShardDescription
-    scratch: Path
-    record: ShardRecord | None = None
-    samples: list[Sample] = field(default_factory=list)
+    def __init__(self, path: Path, description: ShardDescription, scratch: Path) -> None:
+        """``scratch`` is the folder of the unfinished file, on the same file system."""
+        self.record: ShardRecord | None = None
+        self.path = path
+        self._description = description
+        self._temporary = scratch / f"{path.name}.{socket.gethostname()}.{os.getpid()}.tmp"
+        self._samples: list[Sample] = []  # without their images
+        self._lengths: list[int] = []
+        self._checksums: list[int] = []
 
     def add(self, sample: Sample) -> None:
-        """Append a sample."""
-        self.samples.append(sample)
+        """Append a sample.
+
+        Raises:
+            StorageError: this one or one before cannot be written.
+        """
+        self._lengths.append(len(sample.encoded))
+        self._checksums.append(xxhash.xxh3_64_intdigest(sample.encoded))
+        self._samples.append(replace(sample, encoded=b""))
+        with storage_errors(self.path):
+            self._images.add(sample.encoded)
 
     def __enter__(self) -> "ShardWriter":
+        with storage_errors(self.path):
+            with _open_structure(self._temporary, "w"):
+                pass  # HDF5 takes hold of a file only before there is anything in it
+            self._images = BlockWriter(self._temporary, DATA_ALIGNMENT)
         return self
 
     def __exit__(
@@ -122,72 +136,65 @@ class ShardWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if kind is None:
-            self._write()
-
-    def _write(self) -> None:
-        temporary = self.scratch / f"{self.path.name}.{socket.gethostname()}.{os.getpid()}.tmp"
         with storage_errors(self.path):
             try:
-                offset = self._write_structure(temporary)
-                _write_blocks(temporary, offset, [sample.encoded for sample in self.samples])
-                record = self._record(temporary, offset)
-                os.replace(temporary, self.path)
+                with self._images:
+                    if kind is None:
+                        self._finish()
             finally:
-                temporary.unlink(missing_ok=True)
-            sync_directory(self.path.parent)
+                self._temporary.unlink(missing_ok=True)
+
+    def _finish(self) -> None:
+        offset = self._write_structure()
+        self._images.finish(offset)
+        record = self._record(offset)
+        os.replace(self._temporary, self.path)
+        sync_directory(self.path.parent)
         self.record = record
 
-    def _record(self, path: Path, offset: int) -> ShardRecord:
-        data_bytes = sum(len(sample.encoded) for sample in self.samples)
+    def _record(self, offset: int) -> ShardRecord:
+        data_bytes = sum(self._lengths)
         return ShardRecord(
             file=self.path.name,
-            samples=len(self.samples),
-            boxes=sum(len(sample.labels) for sample in self.samples),
-            bytes=path.stat().st_size,
+            samples=len(self._samples),
+            boxes=sum(len(sample.labels) for sample in self._samples),
+            bytes=self._temporary.stat().st_size,
             data_offset=offset,
             data_bytes=data_bytes,
-            digest=digest_outside(path, offset, data_bytes),
+            digest=digest_outside(self._temporary, offset, data_bytes),
         )
 
-    def _write_structure(self, path: Path) -> int:
-        """Create the file with everything but the images; returns where ``/data`` starts."""
-        data_bytes = sum(len(sample.encoded) for sample in self.samples)
-        with h5py.File(
-            path,
-            "w",
-            # Not 'latest': what HDF5 2.0 writes by it, 1.14 cannot read.
-            libver=("v110", "v110"),
-            # Only /data is to be aligned, and it is nearly always the largest by far.
-            alignment_threshold=min(max(data_bytes, 1), DATA_ALIGNMENT),
-            alignment_interval=DATA_ALIGNMENT,
-            locking=False,  # many parallel file systems have none, and the name is this writer's own
-        ) as file:
+    def _write_structure(self) -> int:
+        """Write everything but the images; returns where ``/data`` starts."""
+        data_bytes = sum(self._lengths)
+        # Only /data is to be aligned, and it is nearly always the largest by far.
+        with _open_structure(self._temporary, "r+", aligned=min(max(data_bytes, 1), DATA_ALIGNMENT)) as file:
+            offset = _reserve_data(file, data_bytes)
             self._write_attributes(file)
             file.create_dataset("index", data=self._index())
-            labels = [sample.labels for sample in self.samples]
+            labels = [sample.labels for sample in self._samples]
             file.create_dataset(
                 "labels", data=np.concatenate([np.zeros((0, 5), "<f4"), *labels]).astype("<f4")
             )
-            flags = [sample.flags for sample in self.samples]
+            flags = [sample.flags for sample in self._samples]
             file.create_dataset("label_flags", data=np.concatenate([np.zeros(0, "u1"), *flags]))
             file.create_dataset("label_ptr", data=_pointers([len(rows) for rows in labels]))
-            names = [sample.name.encode(errors="surrogateescape") for sample in self.samples]
+            names = [sample.name.encode(errors="surrogateescape") for sample in self._samples]
             file.create_dataset("names", data=np.frombuffer(b"".join(names), dtype="u1"))
             file.create_dataset("name_ptr", data=_pointers([len(name) for name in names]))
-            return _reserve_data(file, data_bytes)
+        return offset
 
     def _write_attributes(self, file: h5py.File) -> None:
         texts = {
             "schema": SCHEMA,
-            "split": self.description.split,
-            "names": json.dumps(list(self.description.names)),
-            "settings": json.dumps(dict(self.description.settings), sort_keys=True),
+            "split": self._description.split,
+            "names": json.dumps(list(self._description.names)),
+            "settings": json.dumps(dict(self._description.settings), sort_keys=True),
         }
         numbers = {
             "version": VERSION,
-            "shard": self.description.number,
-            "samples": len(self.samples),
+            "shard": self._description.number,
+            "samples": len(self._samples),
             "complete": 1,
         }
         for name, text in texts.items():
@@ -200,14 +207,13 @@ class ShardWriter:
             file.attrs.create(name, np.int64(number))
 
     def _index(self) -> NDArray[np.void]:
-        index = np.zeros(len(self.samples), dtype=INDEX_DTYPE)
-        lengths = [len(sample.encoded) for sample in self.samples]
-        index["offset"] = _pointers(lengths)[:-1]
-        index["length"] = lengths
-        index["checksum"] = [xxhash.xxh3_64_intdigest(sample.encoded) for sample in self.samples]
+        index = np.zeros(len(self._samples), dtype=INDEX_DTYPE)
+        index["offset"] = _pointers(self._lengths)[:-1]
+        index["length"] = self._lengths
+        index["checksum"] = self._checksums
         for name in ("width", "height", "source_width", "source_height", "sample_id"):
-            index[name] = [getattr(sample, name) for sample in self.samples]
-        index["codec"] = [CODECS.get(sample.format, OTHER_CODEC) for sample in self.samples]
+            index[name] = [getattr(sample, name) for sample in self._samples]
+        index["codec"] = [CODECS.get(sample.format, OTHER_CODEC) for sample in self._samples]
         return index
 
 
@@ -225,35 +231,17 @@ def digest_outside(path: Path, data_offset: int, data_bytes: int) -> str:
     return digest.hexdigest()
 
 
-def _write_blocks(path: Path, offset: int, pieces: Sequence[bytes]) -> None:
-    """Write pieces back to back from ``offset`` on, in large blocks, and sync the file."""
-    descriptor = os.open(path, os.O_WRONLY)
-    try:
-        block: list[memoryview] = []
-        room = _BLOCK_BYTES
-        for piece in pieces:
-            rest = memoryview(piece)
-            while len(rest) >= room or len(block) == _MOST_PIECES:
-                offset = _write_block(descriptor, [*block, rest[:room]], offset)
-                block, rest, room = [], rest[room:], _BLOCK_BYTES
-            block.append(rest)
-            room -= len(rest)
-        _write_block(descriptor, block, offset)
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _write_block(descriptor: int, block: list[memoryview], offset: int) -> int:
-    """Write pieces, without joining them first, at ``offset``; returns where they end."""
-    while block:
-        written = os.pwritev(descriptor, block, offset)
-        offset += written
-        while block and written >= len(block[0]):
-            written -= len(block.pop(0))
-        if block:
-            block[0] = block[0][written:]
-    return offset
+def _open_structure(path: Path, mode: str, aligned: int = DATA_ALIGNMENT) -> h5py.File:
+    """As HDF5; what has ``aligned`` bytes or more, it lets begin at a multiple of 1 MiB."""
+    return h5py.File(
+        path,
+        mode,
+        # Not 'latest': what HDF5 2.0 writes by it, 1.14 cannot read.
+        libver=("v110", "v110"),
+        alignment_threshold=aligned,
+        alignment_interval=DATA_ALIGNMENT,
+        locking=False,  # many parallel file systems have none, and the name is this writer's own
+    )
 
 
 def _pointers(lengths: list[int]) -> NDArray[np.uint64]:

@@ -69,7 +69,8 @@ def storage_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = error.strerror or str(error)
+        # HDF5 tells the number, and a text of several lines.
+        reason = os.strerror(error.errno) if error.errno else str(error)
         raise StorageError(f"cannot write {path}: {reason} ({_free_space(path)}).") from error
 
 

@@ -38,6 +38,27 @@ def test_ranks_of_any_launcher_pack_the_same_bytes(
     assert contents(tmp_path / "out") == contents(synthetic)
 
 
+SMALL = """
+import sys
+from hvdyolo.data import pack, pack_shards
+pack._BYTES_A_MIB, pack_shards._BYTES_A_PROCESS = 50 << 10, 1  # many shards, a process for few images
+from hvdyolo.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_ranks_that_have_processes_pack_the_same_bytes(launch, drawn, tmp_path) -> None:
+    for out, launcher, ranks, workers in (("one", "single", 1, 1), ("many", "mpirun", 2, 2)):
+        words = ["pack", "--source", "yolo", "--root", drawn, "--out", tmp_path / out, "--shard-mb", 1]
+        ended = launch.program(
+            [sys.executable, "-c", SMALL, *words, "--workers", workers], launcher, ranks, timeout=60
+        )
+        assert ended.code == 0, ended.output
+        assert ended.output.count("packed into") == 1
+    assert contents(tmp_path / "one") == contents(tmp_path / "many")
+    assert len(list((tmp_path / "one").glob("*.h5"))) >= 8
+
+
 def test_the_scripts_are_the_command(launch, bccd, packed_bccd, tmp_path) -> None:
     ended = launch(["pack", "--source", "voc", "--root", bccd, "--out", tmp_path / "out"])
     assert ended.code == 0, ended.output

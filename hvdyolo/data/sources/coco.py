@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,15 @@ class CocoSource:
             outline = SourceOutline(polygons, width, height) if polygons else None
             boxes.append(SourceBox.from_corners(0, label, corners, (width, height), flags, note, outline))
         return boxes
+
+    def labels_of(self, images: Sequence[SourceImage]) -> "CocoSource":
+        """See :class:`Source`."""
+        part = copy(self)
+        part.splits, part.findings = {}, ()
+        keys = {(image.annotation, image.name) for image in images if image.annotation is not None}
+        part._rows = {key: self._rows[key] for key in keys & self._rows.keys()}
+        part._sizes = {key: self._sizes[key] for key in keys & self._sizes.keys()}
+        return part
 
     def _images(self, root: Path, split: str, content: "_Content") -> list[SourceImage]:
         folder = _image_folder(root, split, content.path)

@@ -92,18 +92,8 @@ class SourceBox:
         )
 
 
-class Source(Protocol):
-    """A dataset of some layout. Used by several threads at once.
-
-    Attributes:
-        names: class names.
-        splits: images of each split, ordered by name.
-        findings: about the dataset as a whole; those of single images come with their boxes.
-    """
-
-    names: tuple[str, ...]
-    splits: Mapping[str, Sequence[SourceImage]]
-    findings: Sequence[Finding]
+class Labels(Protocol):
+    """The labels of some images."""
 
     def stated_size(self, image: SourceImage) -> tuple[int, int] | None:
         """Width and height as the annotation has them, ``None`` if it does not tell.
@@ -118,6 +108,23 @@ class Source(Protocol):
         Raises:
             DataError: the labels cannot be understood; names file and line.
         """
+
+
+class Source(Labels, Protocol):
+    """A dataset of some layout.
+
+    Attributes:
+        names: class names.
+        splits: images of each split, ordered by name.
+        findings: about the dataset as a whole; those of single images come with their boxes.
+    """
+
+    names: tuple[str, ...]
+    splits: Mapping[str, Sequence[SourceImage]]
+    findings: Sequence[Finding]
+
+    def labels_of(self, images: Sequence[SourceImage]) -> Labels:
+        """The labels of these images alone, picklable; all of a large dataset's are too many to be sent."""
 
 
 def checked_names(names: Sequence[str], where: str) -> tuple[str, ...]:

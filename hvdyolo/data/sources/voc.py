@@ -3,6 +3,7 @@
 import os
 import xml.sax
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,14 @@ class VocSource:
     def boxes(self, image: SourceImage, width: int, height: int) -> list[SourceBox]:
         """See :class:`Source`."""
         return [self._box(image, found, (width, height)) for found in self._annotation(image).objects]
+
+    def labels_of(self, images: Sequence[SourceImage]) -> "VocSource":
+        """See :class:`Source`. Those that were not yet read are read when they are asked for."""
+        part = copy(self)
+        part.splits, part.findings = {}, ()
+        names = {image.name for image in images}
+        part._annotations = {name: self._annotations[name] for name in names & self._annotations.keys()}
+        return part
 
     def _annotation(self, image: SourceImage) -> VocAnnotation:
         assert image.annotation is not None

@@ -2,7 +2,8 @@
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,12 @@ class YoloSource:
             for number, line in enumerate(lines, 1)
             if line.strip()
         ]
+
+    def labels_of(self, images: Sequence[SourceImage]) -> "YoloSource":
+        """See :class:`Source`. They are read when they are asked for."""
+        part = copy(self)
+        part.splits, part.findings = {}, ()
+        return part
 
     def _box(self, text: str, where: str, line: int) -> SourceBox:
         try:
@@ -151,7 +158,10 @@ def _images(values: dict[str, Any], path: Path, split: str, findings: list[Findi
     if not found:
         raise DataError(f"{path}: the split '{split}' is empty: {', '.join(entries)} holds no images.")
     common = os.path.commonpath(folders)
-    images = [SourceImage(image, os.path.relpath(image, common), _label_file(image)) for image in found]
+    images = [
+        SourceImage(image, str(image).removeprefix(common).lstrip(os.sep), label_file)
+        for image, label_file in zip(found, _label_files(found), strict=True)
+    ]
     return sorted(images, key=lambda image: image.name)
 
 
@@ -188,19 +198,24 @@ def _listed(path: Path) -> list[Path]:
     return images
 
 
-def _label_file(image: Path) -> Path | None:
-    """The label file of an image, ``None`` if it has none."""
-    path = _label_place(image)
-    return path if path.is_file() else None
+def _label_files(images: Iterable[Path]) -> Iterator[Path | None]:
+    """The label file of each image, ``None`` if it has none."""
+    folders: dict[Path, Path] = {}
+    for image in images:
+        folder = image.parent
+        if folder not in folders:
+            folders[folder] = _label_folder(folder)
+        path = folders[folder] / f"{image.stem}.txt"
+        yield path if path.is_file() else None
 
 
-def _label_place(image: Path) -> Path:
-    """``…/labels/….txt`` for ``…/images/….jpg``: the last folder of that name is exchanged."""
-    parts = list(image.parts)
-    folders = [number for number, part in enumerate(parts[:-1]) if part == "images"]
-    if folders:
-        parts[folders[-1]] = "labels"
-    return Path(*parts).with_suffix(".txt")
+def _label_folder(images: Path) -> Path:
+    """``…/labels/…`` for ``…/images/…``: the last folder of that name is exchanged."""
+    parts = list(images.parts)
+    named = [number for number, part in enumerate(parts) if part == "images"]
+    if named:
+        parts[named[-1]] = "labels"
+    return Path(*parts)
 
 
 def _orphans(splits: Mapping[str, Sequence[SourceImage]]) -> list[Finding]:
@@ -223,7 +238,7 @@ def _orphans(splits: Mapping[str, Sequence[SourceImage]]) -> list[Finding]:
 
 
 def _image_folder(labels: Path) -> Path:
-    """The way back from :func:`_label_place`."""
+    """The way back from :func:`_label_folder`."""
     parts = list(labels.parts)
     last = max(number for number, part in enumerate(parts) if part == "labels")
     return Path(*parts[:last], "images", *parts[last + 1 :])

@@ -1,6 +1,7 @@
 import io
 import struct
 import zlib
+from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from typing import Any
@@ -197,8 +198,38 @@ def test_of_damaged_jpegs_too_the_decoders_say_the_same(data: st.DataObject) -> 
         encoded[place] ^= 1 << data.draw(st.integers(0, 7))
     del encoded[data.draw(st.just(len(encoded)) | st.integers(4, len(encoded))) :]
     pixels = _decode_fast(bytes(encoded), PLENTY)
+    # What packing looks at says the same of every one.
+    assert (_decode_fast(bytes(encoded), PLENTY, eighth=True) is None) == (pixels is None)
     if pixels is not None:
         assert np.array_equal(pixels, decoded_by_pillow(bytes(encoded)))
+
+
+def refusal(action: Callable[[], object]) -> str:
+    try:
+        action()
+    except DataError as error:
+        return str(error)
+    return ""
+
+
+def test_a_check_says_what_loading_says(encode: Any) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 48, 3), dtype=np.uint8)
+    turned = save(Image.fromarray(noise), "JPEG", exif=turned_exif())
+    for good in [*jpegs(), turned, encode(noise, "PNG")]:
+        for encoded in (good, good[:-20], good[: len(good) * 3 // 4]):
+            image, same = open_image(encoded), open_image(encoded)
+            found = refusal(lambda image=image: image.check(PLENTY))
+            assert found == refusal(lambda same=same: same.load(PLENTY))
+            assert found == "" or encoded is not good
+        assert "cannot be decoded" in found
+        with pytest.raises(ImageTooLargeError, match="more than the limit of 1000"):
+            open_image(good).check(1000)
+
+
+def turned_exif() -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return exif
 
 
 def test_the_fast_decoder_too_refuses_by_the_header() -> None:

@@ -12,11 +12,12 @@ import pytest
 from PIL import Image
 
 from hvdyolo.data import pack as pack_module
+from hvdyolo.data import pack_shards
 from hvdyolo.data.images import decode
 from hvdyolo.data.manifest import read_manifest
 from hvdyolo.data.outlines import Outlines
 from hvdyolo.data.pack import main
-from hvdyolo.data.pack_shards import ShardPacker
+from hvdyolo.data.pack_shard import ShardOrder, make_shard
 from hvdyolo.data.reader import PackedSplit
 from hvdyolo.data.synth import write_dataset
 from hvdyolo.data.verify import verify_packed
@@ -244,15 +245,14 @@ def test_an_interrupted_packing_looks_unfinished_and_goes_on(
     draw_polygons(root)
     pack(root, tmp_path / "whole", "--shard-mb", 1, *more)
     packed: list[str] = []
-    prepare = ShardPacker._prepare
 
-    def interrupted(self: ShardPacker, task: Any, decoders: Any) -> Any:
+    def interrupted(order: ShardOrder, tell: Callable[[int], None]) -> None:
         if len(packed) == 3:
             raise KeyboardInterrupt
-        packed.append(task.file)
-        return prepare(self, task, decoders)
+        packed.append(order.task.file)
+        make_shard(order, tell)
 
-    monkeypatch.setattr(ShardPacker, "_prepare", interrupted)
+    monkeypatch.setattr(pack_shards, "make_shard", interrupted)
     with pytest.raises(KeyboardInterrupt):
         pack(root, tmp_path / "out", "--shard-mb", 1, *more)
     with pytest.raises(UsageError, match="not a packed dataset"):
@@ -537,18 +537,17 @@ def test_a_rank_that_fails_ends_all_with_its_message(
     folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: int
 ) -> None:
     root = folder(train=40)
-    prepare = ShardPacker._prepare
     gate = threading.Barrier(3)
 
-    def fail_in_first(self: ShardPacker, task: Any, decoders: Any) -> Any:
-        if task.number < 3:
+    def fail_in_first(order: ShardOrder, tell: Callable[[int], None]) -> None:
+        if order.task.number < 3:
             gate.wait()  # so that every rank is at work when one fails
-        if task.number == failing:
+        if order.task.number == failing:
             raise DataError("000.jpg is not an image.")
         time.sleep(0.5)
-        return prepare(self, task, decoders)
+        make_shard(order, tell)
 
-    monkeypatch.setattr(ShardPacker, "_prepare", fail_in_first)
+    monkeypatch.setattr(pack_shards, "make_shard", fail_in_first)
     ranks = [
         lambda rank=rank: pack(root, tmp_path / "out", "--shard-mb", 1, rank=rank, size=3)
         for rank in range(3)
@@ -565,13 +564,12 @@ def test_ranks_that_see_different_images_are_told(
     other = tmp_path / "other"
     shutil.copytree(root, other)
     (other / "images/train/000.jpg").rename(other / "images/train/zzz.jpg")
-    prepare = ShardPacker._prepare
 
-    def slowly(*arguments: Any) -> Any:
+    def slowly(order: ShardOrder, tell: Callable[[int], None]) -> None:
         time.sleep(3)
-        return prepare(*arguments)
+        make_shard(order, tell)
 
-    monkeypatch.setattr(ShardPacker, "_prepare", slowly)
+    monkeypatch.setattr(pack_shards, "make_shard", slowly)
     errors = in_threads(
         lambda: pack(root, tmp_path / "out", rank=0, size=2),
         lambda: pack(other, tmp_path / "out", rank=1, size=2),

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import xxhash
 
-from hvdyolo.data import writer as writer_module
+from hvdyolo.data import block_writer
 from hvdyolo.data.writer import Sample, ShardDescription, ShardWriter
 from hvdyolo.utils.errors import StorageError, UsageError
 
@@ -112,13 +112,14 @@ def test_the_same_samples_give_the_same_bytes_in_another_process(tmp_path: Path,
     assert (tmp_path / "a.h5").read_bytes() == (tmp_path / "b.h5").read_bytes()
 
 
-@pytest.mark.parametrize("block", [1, 100, 1000, 5000])
+@pytest.mark.parametrize("block", [10, 100, 1000, 5000])
 def test_blocks_of_any_size_give_the_same_file(
     tmp_path: Path, samples: Build, monkeypatch: pytest.MonkeyPatch, block: int
 ) -> None:
     write(tmp_path / "a.h5", samples(7))
-    monkeypatch.setattr(writer_module, "_BLOCK_BYTES", block)
-    monkeypatch.setattr(writer_module, "_MOST_PIECES", 3)
+    monkeypatch.setattr(block_writer, "_BLOCK_BYTES", block)
+    monkeypatch.setattr(block_writer, "_MOST_PIECES", 3)
+    monkeypatch.setattr(block_writer, "_SYNC_BYTES", 2500)
     write(tmp_path / "b.h5", samples(7))
     assert (tmp_path / "a.h5").read_bytes() == (tmp_path / "b.h5").read_bytes()
 

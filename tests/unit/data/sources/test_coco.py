@@ -1,4 +1,5 @@
 import json
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,18 @@ def test_categories_with_gaps_become_numbers_without(coco: Callable[..., Path]) 
     assert (crowd.label, crowd.flags, box.flags) == (0, 1, 0)
     assert box.note == "annotation 1 of b.jpg"
     assert [other.label for other in source.boxes(first, 100, 100)] == [1]
+
+
+def test_the_labels_of_some_images_are_sent_without_those_of_others(coco: Callable[..., Path]) -> None:
+    source = CocoSource(coco(instances_train2017=CONTENT))
+    first, second = source.splits["train"]
+    sent = pickle.dumps(source.labels_of([second]))
+    labels = pickle.loads(sent)
+    assert labels.boxes(second, 200, 100) == source.boxes(second, 200, 100)
+    assert labels.stated_size(second) == (200, 100)
+    assert b"b.jpg" in sent
+    assert b"a.jpg" not in sent
+    assert len(source.boxes(first, 100, 100)) == 1  # the source itself has all of them still
 
 
 def test_given_names_choose_categories(coco: Callable[..., Path]) -> None:
