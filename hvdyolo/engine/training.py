@@ -1,5 +1,6 @@
 """``hvdyolo train``: checks, construction of the trainer, and the run around it."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -43,6 +44,7 @@ from hvdyolo.objective.class_weights import class_weights
 from hvdyolo.settings import config_as_yaml, config_values
 from hvdyolo.utils.errors import UsageError
 from hvdyolo.utils.files import make_directory, write_atomically, write_json
+from hvdyolo.utils.freed_memory import keep_freed_memory
 
 
 def train(config: Config, data: Path, run: Path, resume: str, dry_run: bool) -> None:
@@ -156,6 +158,7 @@ def check_parts(config: Config, model: DetectionModel) -> None:
 def train_attempt(config: Config, inputs: Inputs, run: Path, resume: str, job: Job, attempt: Attempt) -> None:
     """Build the trainer, from a checkpoint if there is one, and run it."""
     comm, device, beacon = job.comm, job.device, job.beacon
+    keeps_memory = device.type == "cpu" and keep_freed_memory(os.environ)
     training, plan = inputs.training, inputs.plan
     loading = with_workers(config.loader, job.cores)
     stop = StopRequest()
@@ -239,6 +242,7 @@ def train_attempt(config: Config, inputs: Inputs, run: Path, resume: str, job: J
             loader.workers,
             input_sizes,
             weights,
+            keeps_memory,
         )
         trainer = Trainer(
             replace(config, loader=loading),
@@ -364,6 +368,7 @@ def _record_derived(
     workers: int,
     input_sizes: InputSizes,
     weights: Tensor | None,
+    keeps_memory: bool,
 ) -> None:
     """Write and tell what follows from the settings, the data and the launch."""
     if job.comm.world.rank != 0:
@@ -378,6 +383,7 @@ def _record_derived(
         "binding": "lifted" if job.unbound else "as launched",
         "threads": job.threads,
         "workers": workers,
+        "freed_memory": "kept" if keeps_memory else "as the system has it",
         "communication": dict(job.comm.settings),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "frozen_parameters": sum(p.numel() for p in model.parameters() if not p.requires_grad),
