@@ -262,8 +262,8 @@ class DistributedConfig:
     """Horovod and threads."""
 
     cycle_time: float | None = None
-    """Milliseconds between Horovod's looks for work. By default 50 on CPUs, where a short cycle takes the
-    cores from the model (16 to 29 images/s measured), and Horovod's own choice on GPUs."""
+    """Milliseconds between Horovod's looks for work. By default 20 on CPUs, where a short cycle takes the
+    cores from the model, and Horovod's own choice on GPUs."""
     compression: Literal["none", "fp16"] = "none"
     """`fp16` sends gradients over the network in half precision."""
     threads: int | None = None

@@ -1,5 +1,6 @@
 """``hvdyolo train``: checks, construction of the trainer, and the run around it."""
 
+import os
 from collections.abc import Iterator
 from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -46,6 +47,7 @@ from hvdyolo.models.build import DetectionModel, build_model
 from hvdyolo.objective.class_weights import class_weights
 from hvdyolo.settings import config_as_yaml, config_values
 from hvdyolo.utils.files import make_directory
+from hvdyolo.utils.freed_memory import keep_freed_memory
 
 
 def train(config: Config, data: Path, run: Path, resume: str, dry_run: bool) -> None:
@@ -73,6 +75,7 @@ def train(config: Config, data: Path, run: Path, resume: str, dry_run: bool) -> 
 def train_attempt(config: Config, inputs: Inputs, run: Path, resume: str, job: Job, attempt: Attempt) -> None:
     """Build the trainer, from a checkpoint if there is one, and run it."""
     comm, training = job.comm, inputs.training
+    keeps_memory = job.device.type == "cpu" and keep_freed_memory(os.environ)
     stop = StopRequest()
     job.beacon.beat("build", 0)
     schedule = build_schedule(config, inputs.plan)
@@ -108,7 +111,7 @@ def train_attempt(config: Config, inputs: Inputs, run: Path, resume: str, job: J
         if journal is not None:
             values = (
                 derived.of_data(training)
-                | derived.of_launch(job, loader.workers)
+                | derived.of_launch(job, loader.workers, keeps_memory)
                 | derived.of_model(model, transfer, state.anchors)
                 | derived.of_steps(schedule, sizes, learner.class_weights)
             )

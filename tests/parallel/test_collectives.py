@@ -121,6 +121,17 @@ def test_a_parameter_that_took_no_part_on_one_rank_is_still_reduced(comm) -> Non
     assert model[1].weight.grad.item() == 1.0
 
 
+def test_ranks_that_each_leave_out_what_the_other_sends_do_not_wait_for_ever(comm) -> None:
+    model = nn.ModuleList([nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)])
+    reduction = comm.reduce_gradients(torch.optim.SGD(model.parameters(), lr=1.0), model)
+    reduction.begin(1)
+    rank, size = comm.world.rank, comm.world.size
+    chosen = [model[rank]] if rank < 2 <= size else list(model)
+    sum(layer(torch.ones(1, 1)).sum() for layer in chosen).backward()
+    reduction.wait()
+    assert [layer.weight.grad.item() for layer in model] == [max(size - 1, 1)] * 2
+
+
 def test_the_optimizers_state_is_seen_through_the_one_it_was_made_from(comm) -> None:
     model = nn.Linear(1, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)

@@ -8,7 +8,7 @@ DEFAULTS = DistributedConfig()
 
 def test_cpus_have_a_long_cycle_and_yield() -> None:
     assert choose_environment(DEFAULTS, gpus=False, given={}) == {
-        "HOROVOD_CYCLE_TIME": "50",
+        "HOROVOD_CYCLE_TIME": "20",
         "OMPI_MCA_mpi_yield_when_idle": "1",
     }
 

@@ -1,0 +1,57 @@
+"""Whether the C library keeps what is freed, seen in a process of its own: it is for good."""
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+from hvdyolo.utils.freed_memory import keep_freed_memory
+
+BLOCK_MEBIBYTES = 64  # more than the C library takes from its heap by itself
+
+PROGRAM = f"""
+import resource
+import sys
+from pathlib import Path
+
+from hvdyolo.utils.freed_memory import keep_freed_memory
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() >> 20
+
+if sys.argv[1] == "keep":
+    assert keep_freed_memory({{}})
+before = resident()
+block = bytearray(b"x" * 1024) * ({BLOCK_MEBIBYTES} << 10)
+held = resident()
+del block
+print(held - before, resident() - before)
+"""
+
+
+def residence(word: str) -> tuple[int, int]:
+    """Mebibytes that a block adds to a process, while it is held and after it is freed."""
+    command = [sys.executable, "-c", PROGRAM, word]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    held, left = map(int, printed.split())
+    return held, left
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+@pytest.mark.skipif(any(name.startswith("MALLOC_") for name in os.environ), reason="it is adjusted already")
+def test_a_freed_block_stays_only_where_that_was_asked_for() -> None:
+    held, left = residence("keep")
+    assert held >= BLOCK_MEBIBYTES
+    assert left >= BLOCK_MEBIBYTES
+    held, left = residence("not")
+    assert held >= BLOCK_MEBIBYTES
+    assert left < BLOCK_MEBIBYTES // 2
+
+
+@pytest.mark.parametrize(
+    "environment", [{"MALLOC_ARENA_MAX": "2"}, {"GLIBC_TUNABLES": "glibc.malloc.trim_threshold=1000000"}]
+)
+def test_what_the_user_has_adjusted_stands(environment: dict[str, str]) -> None:
+    assert not keep_freed_memory(environment)
