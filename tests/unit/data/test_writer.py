@@ -119,7 +119,6 @@ def test_blocks_of_any_size_give_the_same_file(
     write(tmp_path / "a.h5", samples(7))
     monkeypatch.setattr(block_writer, "_BLOCK_BYTES", block)
     monkeypatch.setattr(block_writer, "_MOST_PIECES", 3)
-    monkeypatch.setattr(block_writer, "_SYNC_BYTES", 2500)
     write(tmp_path / "b.h5", samples(7))
     assert (tmp_path / "a.h5").read_bytes() == (tmp_path / "b.h5").read_bytes()
 
