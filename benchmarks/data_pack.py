@@ -8,9 +8,9 @@ other, so that a slower minute slows all of them down:
   as many bare decoders side by side, each a process that decodes the same bytes from its memory;
 - two ranks against one, and, for comparison, two bare decoders against one.
 
-Packing has as many cores as decoders: a rank alone is bound to one, or the thread that writes would take part
-of a second, as it cannot when there are two ranks. What it does with that is told in a line. Listing the
-source and starting processes are part of packing.
+Against decoders packing has as many cores as they: a rank alone is bound to one, or the thread that writes
+would take part of a second. Two ranks are compared with one as users start it, which has that advantage; the
+ratio without it is told in a line. Listing the source and starting processes are part of packing.
 
 And once, what a packed dataset takes on disk beyond the bytes of its JPEGs. Figures are medians over the
 rounds of the ratio within a round. About 5 minutes on two quiet cores; needs 4 GB on a local disk.
