@@ -5,6 +5,7 @@ losses are normalised by each rank's own batch, and gradients averaged. ``train_
 """
 
 import argparse
+import os
 from collections.abc import Iterator
 from contextlib import nullcontext
 
@@ -27,6 +28,7 @@ from hvdyolo.objective.loss import StepCounts, detection_loss
 from hvdyolo.objective.targets import pad_matches
 from hvdyolo.ops.pixels import prepare_images
 from hvdyolo.settings import read_config
+from hvdyolo.utils.freed_memory import keep_freed_memory
 
 
 def main() -> None:
@@ -38,6 +40,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, required=True)
     options, overrides = parser.parse_known_args()
     start_worker_server()
+    keep_freed_memory(os.environ)  # as hvdyolo's ranks do
     torch.set_num_threads(options.threads)
     torch.distributed.init_process_group(
         "gloo",

@@ -46,7 +46,8 @@ def build_learner(precision: Precision = "fp32") -> Learner:
 
 
 def batch(learner: Learner, index: int, input_size: int) -> TrainBatch[Any]:
-    labels = [torch.tensor([[1, 0.5, 0.5, 0.4, 0.3]]).numpy()] * 2
+    # Off the borders of cells, where one box would be matched up to five times.
+    labels = [torch.tensor([[1, 0.48, 0.53, 0.4, 0.3]]).numpy()] * 2
     generator = torch.Generator().manual_seed(index)
     return TrainBatch(
         epoch=0,
@@ -115,9 +116,8 @@ def test_half_precision_rounds_the_network_and_nothing_else(
     assert half.skipped == 0
     assert types == [{torch.float32}] * 4
     assert {parameter.dtype for parameter in half.model.parameters()} == {torch.float32}
-    # bf16 has 8 bits of precision, fp16 11: near, but not the same. By the second step weights differ too.
-    torch.testing.assert_close(found[0], expected[0], rtol=0.03, atol=1e-3)
-    torch.testing.assert_close(found[1], expected[1], rtol=0.06, atol=1e-3)
+    # bf16 has 8 bits of precision, fp16 11: near, but not the same.
+    torch.testing.assert_close(torch.stack(found), torch.stack(expected), rtol=0.03, atol=1e-3)
     assert not torch.equal(torch.stack(found), torch.stack(expected))
 
 
