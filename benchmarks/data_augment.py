@@ -40,8 +40,10 @@ MODES = {
     "exact": AugmentConfig(resampling="exact", colours="workers"),
     "fused": AugmentConfig(resampling="bilinear", colours="workers"),
     "cached and fused": AugmentConfig(resampling="bilinear", partners="recent", colours="workers"),
-    "cached and fused, colours on the device": AugmentConfig(resampling="bilinear", partners="recent"),
-    "as set by default": AugmentConfig(),
+    "cached and fused, colours on the device": AugmentConfig(
+        resampling="bilinear", partners="recent", colours="device"
+    ),
+    "as set by default for a GPU": AugmentConfig(colours="device"),
 }
 BARE = "classical, its operations alone"
 ONE_OF_16 = "cached and fused, one of 8 ranks x 2 workers"

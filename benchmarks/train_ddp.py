@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from train_rounds import gate_arguments, gated, open_gate
 
 from hvdyolo.config import LossConfig
-from hvdyolo.data.loader import TrainBatch, TrainLoader
+from hvdyolo.data.loader import TrainBatch, TrainLoader, with_colours
 from hvdyolo.data.reader import PackedSplit
 from hvdyolo.data.workers import start_worker_server
 from hvdyolo.engine.ema import MovingAverage
@@ -56,7 +56,7 @@ def main() -> None:
         split,
         build_plan(config, len(split)),
         config.loader,
-        config.augment,
+        with_colours(config.augment, torch.device("cpu")),
         build_assigner(model, config.loss.anchor_threshold),
         rank=options.member,
         size=options.ranks,

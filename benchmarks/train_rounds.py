@@ -1,7 +1,8 @@
 """Rounds that several trainings take in turns.
 
-Each training is one or more processes that live through the whole benchmark. Before a batch that begins a
+Each training is one or more processes that live through all rounds of a launch. Before a batch that begins a
 round they wait for a file, so one training works at a time, and a machine that slows down slows all alike.
+Where memory lies and which threads share a core differ from launch to launch, so there may be several.
 """
 
 import json
@@ -107,6 +108,7 @@ class Training:
     Attributes:
         name: for people.
         commands: one a process that is started here.
+        folder: for each launch's own.
         members: processes that report; a launcher's ranks are several for one command.
         variables: what is added to the environment.
         speeds: images a second of all processes together, each over its own timed batches, by round.
@@ -121,16 +123,20 @@ class Training:
     variables: dict[str, str] = field(default_factory=dict)
     speeds: list[float] = field(default_factory=list)
     costs: list[float] = field(default_factory=list)
+    _launch: int = 0
     _round: int = 0
     _processes: list["subprocess.Popen[bytes]"] = field(default_factory=list)
 
     def start(self) -> None:
         """Start the processes and wait until each is before its first batch."""
-        self.folder.mkdir(parents=True)
+        self._launch += 1
+        self._round = 0
+        self._processes = []
+        self._gate.mkdir(parents=True)
         for number, command in enumerate(self.commands):
-            with (self.folder / f"log-{number}").open("wb") as log:
+            with (self._gate / f"log-{number}").open("wb") as log:
                 process = subprocess.Popen(
-                    [*command, "--gate", str(self.folder), "--benchmark", str(os.getpid())],
+                    [*command, "--gate", str(self._gate), "--benchmark", str(os.getpid())],
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
@@ -141,7 +147,7 @@ class Training:
 
     def take_round(self, counts: bool) -> None:
         """Let the processes do their batches; ``counts`` keeps how that went."""
-        (self.folder / begin_name(self._round)).touch()
+        (self._gate / begin_name(self._round)).touch()
         self._round += 1
         reports = self._wait(self._round)
         time.sleep(_SETTLE_SECONDS)
@@ -155,7 +161,7 @@ class Training:
     def end(self) -> None:
         """End the processes."""
         if self._processes:
-            (self.folder / _END).touch()
+            (self._gate / _END).touch()
         for process in self._processes:
             try:
                 process.wait(20)
@@ -163,8 +169,12 @@ class Training:
                 process.kill()
                 process.wait()
 
+    @property
+    def _gate(self) -> Path:
+        return self.folder / f"launch-{self._launch}"
+
     def _wait(self, number: int) -> list[Timing]:
-        paths = [self.folder / report_name(number, member) for member in range(self.members)]
+        paths = [self._gate / report_name(number, member) for member in range(self.members)]
         deadline = time.monotonic() + _MOST_SECONDS
         while not all(path.exists() for path in paths):
             if any(process.poll() is not None for process in self._processes):
@@ -176,23 +186,24 @@ class Training:
 
     def _fail(self, how: str) -> None:
         self.end()
-        logs = "\n".join(path.read_text(errors="replace")[-3000:] for path in self.folder.glob("log-*"))
+        logs = "\n".join(path.read_text(errors="replace")[-3000:] for path in self._gate.glob("log-*"))
         raise SystemExit(f"{self.name} {how}:\n{logs}")
 
 
-def take_turns(trainings: Sequence[Training], rounds: int) -> None:
-    """Start all, let them take turns, and end them; a first round of each does not count."""
-    try:
-        for training in trainings:
-            training.start()
-            print(f"  {training.name} is ready", file=sys.stderr, flush=True)
-        for number in range(rounds + 1):
-            # Back and forth, so that none is always the one after a certain other.
-            for training in trainings if number % 2 else reversed(trainings):
-                training.take_round(counts=number > 0)
-    finally:
-        for training in trainings:
-            training.end()
+def take_turns(trainings: Sequence[Training], rounds: int, launches: int = 1) -> None:
+    """Start all, let them take turns, end them; ``launches`` times, each with a round that does not count."""
+    for _ in range(launches):
+        try:
+            for training in trainings:
+                training.start()
+                print(f"  {training.name} is ready", file=sys.stderr, flush=True)
+            for number in range(rounds + 1):
+                # Back and forth, so that none is always the one after a certain other.
+                for training in trainings if number % 2 else reversed(trainings):
+                    training.take_round(counts=number > 0)
+        finally:
+            for training in trainings:
+                training.end()
 
 
 def gated(

@@ -98,9 +98,10 @@ class AugmentConfig:
     resampling: Literal["triangle", "bilinear", "exact"] = "triangle"
     """`triangle` resamples each image once and anti-aliased, `bilinear` once and without, in a third of the
     time; `exact` warps a canvas as published. The last two need OpenCV."""
-    colours: Literal["device", "workers"] = "device"
+    colours: Literal["auto", "device", "workers"] = "auto"
     """Where colours are changed and images mirrored: on the batch where the network is, or in the loader's
-    workers, which needs OpenCV and is faster where that is a CPU."""
+    workers, which needs OpenCV and is faster where the network is on a CPU: `auto` does so there. The two
+    differ by rounding, half a step of 255 on average."""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from hvdyolo.config import AugmentConfig, LoaderConfig
 from hvdyolo.data.buffers import SharedImages
-from hvdyolo.data.opencv import require_opencv
+from hvdyolo.data.opencv import has_opencv, require_opencv
 from hvdyolo.data.order import BatchPlan
 from hvdyolo.data.reader import PackedSplit
 from hvdyolo.data.render import renderer
@@ -211,3 +211,10 @@ def check_packages(settings: AugmentConfig) -> None:
     renderer(settings.resampling)
     if settings.colours == "workers":
         require_opencv("augment.colours workers")
+
+
+def with_colours(settings: AugmentConfig, device: torch.device) -> AugmentConfig:
+    """``settings`` with colours changed where that is fastest for a network on ``device``, unless said."""
+    if settings.colours != "auto":
+        return settings
+    return replace(settings, colours="workers" if device.type == "cpu" and has_opencv() else "device")

@@ -1,7 +1,7 @@
 """What OpenCV does for training samples where it is installed and asked for: several times as fast as others.
 
-It is an extra. What a setting does must not depend on what happens to be installed, so settings name it and
-:func:`require_opencv` refuses them without it.
+It is an extra. What a setting does must not depend on what happens to be installed, but for rounding, so
+settings name it and :func:`require_opencv` refuses them without it.
 """
 
 import importlib
@@ -37,6 +37,15 @@ def require_opencv(setting: str) -> None:
         ) from None
 
 
+def has_opencv() -> bool:
+    """Whether it can be imported."""
+    try:
+        _opencv()
+    except ImportError:
+        return False
+    return True
+
+
 def resize_bilinear(image: Pixels, target: Pixels) -> None:
     """Fill ``target`` (h, w, 3) with ``image`` (H, W, 3), between the two nearest pixels each way."""
     if image.shape == target.shape:
@@ -69,7 +78,8 @@ def scale_colours(image: Pixels, gains: tuple[float, float, float]) -> None:
     """
     cv2 = _opencv()
     hue, saturation, value = gains
-    turned = (np.arange(256) * hue % _HUES).astype(np.uint8)
+    # Rounded: cut off, as usual, all hues would be a degree less on average.
+    turned = (np.rint(np.arange(256) * hue) % _HUES).astype(np.uint8)
     height, width = image.shape[:2]
     rows = max(1, min(_PIXELS_AT_ONCE // width, height))
     converted = np.empty((rows, width, 3), dtype=np.uint8)

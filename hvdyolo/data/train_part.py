@@ -178,7 +178,7 @@ class LoadPart(Generic[MatchesT]):
         loaded = [self._load(entry, image) for entry, image in zip(entries, images.numpy(), strict=True)]
         self._forget(entries)
         labels = tuple(slot.sample.labels if slot.weight else slot.sample.labels[:0] for slot in loaded)
-        on_device = self.augment.colours == "device"
+        on_device = self.augment.colours != "workers"
         gains = [slot.sample.colour_gains for slot in loaded]
         return TrainPart(
             samples=tuple(entry.sample for entry in entries),

@@ -23,8 +23,14 @@ def of_data(training: PackedSplit) -> dict[str, Any]:
     return {"dataset": training.dataset_id, "classes": list(training.names), "samples": len(training)}
 
 
-def of_launch(job: Job, workers: int, keeps_memory: bool) -> dict[str, Any]:
-    """From how the job was started: ``workers`` of the loader on each rank, freed memory kept or not."""
+def of_launch(job: Job, workers: int, colours: str, keeps_memory: bool) -> dict[str, Any]:
+    """From how the job was started.
+
+    Args:
+        workers: of the loader on each rank.
+        colours: where they are changed.
+        keeps_memory: that tensors have left.
+    """
     return {
         "ranks": job.comm.world.size,
         "device": str(job.device),
@@ -32,6 +38,7 @@ def of_launch(job: Job, workers: int, keeps_memory: bool) -> dict[str, Any]:
         "binding": "lifted" if job.unbound else "as launched",
         "threads": job.threads,
         "workers": workers,
+        "colours": colours,
         "freed_memory": "kept" if keeps_memory else "as the system has it",
         "communication": dict(job.comm.settings),
     }

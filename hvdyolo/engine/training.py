@@ -10,7 +10,7 @@ import torch
 from torch.optim import Optimizer
 
 from hvdyolo.config import Config
-from hvdyolo.data.loader import TrainLoader
+from hvdyolo.data.loader import TrainLoader, with_colours
 from hvdyolo.data.reader import PackedSplit
 from hvdyolo.data.worker_count import with_workers
 from hvdyolo.distributed.communicator import Communicator
@@ -92,11 +92,12 @@ def train_attempt(config: Config, inputs: Inputs, run: Path, resume: str, job: J
         comm, "image weights", lambda: build_image_weighting(config, training, state.class_scores)
     )
     loading = with_workers(config.loader, job.cores)
+    augment = with_colours(config.augment, job.device)
     loader = TrainLoader(
         training,
         inputs.plan,
         loading,
-        config.augment,
+        augment,
         build_assigner(model, config.loss.anchor_threshold),
         rank=comm.world.rank,
         size=comm.world.size,
@@ -111,7 +112,7 @@ def train_attempt(config: Config, inputs: Inputs, run: Path, resume: str, job: J
         if journal is not None:
             values = (
                 derived.of_data(training)
-                | derived.of_launch(job, loader.workers, keeps_memory)
+                | derived.of_launch(job, loader.workers, augment.colours, keeps_memory)
                 | derived.of_model(model, transfer, state.anchors)
                 | derived.of_steps(schedule, sizes, learner.class_weights)
             )
