@@ -64,7 +64,8 @@ def configuration(folder: Path) -> Config:
         loader=LoaderConfig(image_size=64, workers=0),
         augment=AugmentConfig(mosaic=0.5, mixup=0.5, multi_scale=0.5),
         optimizer=OptimizerConfig(nominal_batch=24, warmup_epochs=1.5, warmup_min_batches=0),
-        train=TrainConfig(epochs=EPOCHS, batch=8, eval_every=EPOCHS, precision="fp16"),
+        # With this seed gradients overflow early: the scale of the loss is on its way up again at the end.
+        train=TrainConfig(epochs=EPOCHS, batch=8, eval_every=EPOCHS, precision="fp16", seed=2),
         evaluation=EvaluationConfig(batch=32),
     )
 
