@@ -85,7 +85,7 @@ def main() -> None:
     assigner = build_assigner(model, config.loss.anchor_threshold)
     loader: TrainLoader[Matches] = TrainLoader(
         split, build_plan(config, len(split)), config.loader, config.augment, assigner,
-        rank=0, size=1, epochs=10_000,
+        rank=0, size=1, epochs=10_000, pinned=device.type == "cuda",
     )  # fmt: skip
     parts = Parts(device)
     assigned = []

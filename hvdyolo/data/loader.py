@@ -84,16 +84,19 @@ class TrainLoader(Generic[MatchesT]):
         start_batch: int = 0,
         input_size: InputSize | None = None,
         draw: DrawSamples | None = None,
+        pinned: bool = False,
     ) -> None:
         """Nothing is read, and no worker started, before an iteration.
 
         ``assign`` runs in the workers: it is picklable, and its module is not the main one. ``input_size``
         runs in this process; without it all inputs are as large as the images. So does ``draw``; without it
-        samples are those of the plan.
+        samples are those of the plan. ``pinned`` puts what workers loaded into memory from which a GPU copies
+        on its own; it is torch's, which keeps it for later batches.
         """
         slots = plan.slots(rank, size)
         self.workers = min(worker_count(loader), len(slots))
         self._prefetch = loader.prefetch
+        self._pinned = pinned
         self._parts = max(1, self.workers)
         self._steps = range(
             start_epoch * plan.batches_per_epoch + start_batch, epochs * plan.batches_per_epoch
@@ -161,16 +164,22 @@ class TrainLoader(Generic[MatchesT]):
                 asked = time.perf_counter()
                 parts = [next(results) for _ in range(self._parts)]
                 waited = time.perf_counter() - asked
-                images = _images(parts, shared, step)
+                images = _images(parts, shared, step, self._pinned)
                 yield _join(parts, images, *divmod(step, self._plan.batches_per_epoch), waited)
         finally:
             results.close()
 
 
-def _images(parts: Sequence[TrainPart[MatchesT]], shared: SharedImages | None, step: int) -> Tensor:
+def _images(
+    parts: Sequence[TrainPart[MatchesT]], shared: SharedImages | None, step: int, pinned: bool
+) -> Tensor:
     """The images of all parts; where these are shared, a copy, for the workers go on to fill that memory."""
     if shared is not None:
-        return torch.cat([shared.batch(part, step, len(each.samples)) for part, each in enumerate(parts)])
+        images = [shared.batch(part, step, len(each.samples)) for part, each in enumerate(parts)]
+        batch = torch.empty(
+            (sum(map(len, images)), *images[0].shape[1:]), dtype=torch.uint8, pin_memory=pinned
+        )
+        return torch.cat(images, out=batch)
     (alone,) = parts
     assert alone.images is not None
     return alone.images

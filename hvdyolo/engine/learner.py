@@ -93,7 +93,7 @@ class Learner:
         """Add one batch's share of the step's gradient."""
         batch = micro_batch.batch
         images = prepare_images(
-            batch.images.to(self.device),
+            batch.images.to(self.device, non_blocking=True),
             self._moved(batch.flip),
             self._moved(batch.colour_gains),
             dtype=next(self.model.parameters()).dtype,

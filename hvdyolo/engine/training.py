@@ -106,6 +106,7 @@ def train_attempt(config: Config, inputs: Inputs, run: Path, resume: str, job: J
         start_batch=state.batch,
         input_size=sizes.at,
         draw=None if weighting is None else weighting.draw,
+        pinned=job.device.type == "cuda",
     )
     keeps_journal = comm.world.rank == 0
     with loader, closing(Journal(run, state.step)) if keeps_journal else nullcontext() as journal:
