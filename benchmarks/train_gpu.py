@@ -49,7 +49,9 @@ def main() -> None:
     gpus = torch.cuda.device_count()
     print(f"{gpus} x {torch.cuda.get_device_name()}, {available_cores()} cores, torch {torch.__version__}")
     with tempfile.TemporaryDirectory() as folder:
-        data, work = pack_photographs(Path(folder)), Path(folder) / "trainings"
+        # One epoch, and no round may meet its end.
+        images = (ROUNDS + 2) * (PACE.warm + PACE.timed) * options.batch * gpus
+        data, work = pack_photographs(Path(folder), images), Path(folder) / "trainings"
         plain = plain_form(data, work, options.batch)
         trainings = [train(name, words, data, work, options.batch, 1) for name, words in variants().items()]
         if gpus > 1:

@@ -35,8 +35,7 @@ from hvdyolo.data.pack import main as pack
 from hvdyolo.data.synth import write_dataset
 
 HERE = Path(__file__).resolve().parent
-COPIES = 10  # so that no round meets the end of an epoch
-DRAWN = 2_000
+IMAGES = 2_000  # so that no round meets the end of an epoch
 BATCH, NOMINAL = 16, 64
 ROUNDS = 5
 LAUNCHES, ROUNDS_A_LAUNCH = (
@@ -221,29 +220,33 @@ def tell_ratio(name: str, ours: Training, other: Training) -> None:
     print(f"{name}: {np.median(found):.3f} x ({found.min():.3f} … {found.max():.3f})", flush=True)
 
 
-def pack_photographs(folder: Path) -> Path:
-    """BCCD ten times over, or drawn pictures where it is missing."""
+def pack_photographs(folder: Path, images: int = IMAGES) -> Path:
+    """At least ``images`` of BCCD's, again and again, or drawn pictures where it is missing."""
     root = Path(os.environ.get("HVDYOLO_TEST_DATA", ROOT.parent / "shared" / "data")) / "bccd"
     source, out = folder / "source", folder / "packed"
     if (root / "JPEGImages").is_dir():
         kind = "voc"
-        multiply(root, source)
+        multiply(root, source, images)
     else:
         kind = "yolo"
         print(f"There is no BCCD in {root}: these figures are of drawn pictures.")
-        write_dataset(source, images=DRAWN, classes=3, seed=0)
+        write_dataset(source, images=images, classes=4, seed=0)
     if pack(["--source", kind, "--root", str(source), "--out", str(out)]) != 0:
         raise SystemExit("the photographs could not be packed")
     return out
 
 
-def multiply(root: Path, out: Path) -> None:
-    """The same photographs under ``COPIES`` names each."""
+def multiply(root: Path, out: Path, images: int) -> None:
+    """The same photographs under several names each, ``images`` or more to train on."""
     for part in ("JPEGImages", "Annotations", "ImageSets/Main"):
         (out / part).mkdir(parents=True)
-    for split in ("train", "val"):
-        names = (root / "ImageSets" / "Main" / f"{split}.txt").read_text().split()
-        copies = [(name, f"{name}_{number}") for number in range(COPIES) for name in names]
+    lists = {
+        split: (root / "ImageSets" / "Main" / f"{split}.txt").read_text().split()
+        for split in ("train", "val")
+    }
+    times = -(-images // len(lists["train"]))
+    for split, names in lists.items():
+        copies = [(name, f"{name}_{number}") for number in range(times) for name in names]
         for name, copy in copies:
             for part, ending in (("JPEGImages", "jpg"), ("Annotations", "xml")):
                 shutil.copyfile(root / part / f"{name}.{ending}", out / part / f"{copy}.{ending}")

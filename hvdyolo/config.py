@@ -270,7 +270,8 @@ class DistributedConfig:
     threads: int | None = None
     """Torch threads a rank; by default its share of the cores, those that several ranks may use divided."""
     deterministic: bool = False
-    """Fix the order of sums between ranks (no fusion): the same bits every run, slower."""
+    """Fix the order of sums between ranks (no fusion): on CPUs the same bits every run, slower. On GPUs some
+    of torch's own sums have no fixed order."""
 
 
 @dataclass(frozen=True)

@@ -98,6 +98,11 @@ choose_device() {
   if [[ -z $cuda_home ]]; then
     fail 2 "torch $torch_version is built with CUDA $cuda_version, but there is no CUDA toolkit (nvcc and its headers) to build Horovod with: load the site's CUDA module or set CUDA_HOME, or pass --device cpu where no GPU will be used."
   fi
+  local toolkit
+  toolkit=$("$cuda_home/bin/nvcc" --version 2>/dev/null | sed -nE 's/.*release ([0-9]+\.[0-9]+).*/\1/p')
+  if [[ -n $toolkit && ${toolkit%%.*} != "${cuda_version%%.*}" ]]; then
+    fail 2 "torch $torch_version is built with CUDA $cuda_version and $cuda_home is CUDA $toolkit: Horovod would need a libcudart that torch does not bring. Load a CUDA ${cuda_version%%.*} module or set CUDA_HOME."
+  fi
   if [[ -z $nccl_home ]]; then
     fail 2 "no NCCL found (include/nccl.h and lib/libnccl.so*): set HOROVOD_NCCL_HOME to its prefix."
   fi

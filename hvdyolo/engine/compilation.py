@@ -6,6 +6,8 @@ moving average, which is evaluated and saved, is a plain network.
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -58,13 +60,29 @@ def record_network(model: DetectionModel, images: Tensor) -> None:
         images: whose shape and layout all inputs will have.
     """
     buffers = [buffer.clone() for buffer in model.buffers()]
-    with torch.autocast(
+    autocast = torch.autocast(
         "cuda",
         torch.get_autocast_dtype("cuda"),
         enabled=torch.is_autocast_enabled("cuda"),
         cache_enabled=False,  # weights that were cast outside would be stale in the graph
-    ):
+    )
+    with autocast, _beside_hooks():
         torch.cuda.make_graphed_callables(model, (images.clone(),))
     # Recording runs the network some times, and batch norm counted them.
     for buffer, before in zip(model.buffers(), buffers, strict=True):
         buffer.copy_(before)
+
+
+@contextmanager
+def _beside_hooks() -> Iterator[None]:
+    """Let a capture begin although Horovod's hooks have made the nodes of gradients on the default stream.
+
+    It refuses to touch these, for gradients that they accumulated would not be in the graph. Recording
+    accumulates none. Before 2.13 torch had no such choice, and a capture ended with an error of CUDA's.
+    """
+    override = getattr(torch.autograd.graph, "set_override_stale_capture_stream", lambda enabled: None)
+    override(True)
+    try:
+        yield
+    finally:
+        override(False)

@@ -87,10 +87,11 @@ class UpcomingStep:
     def agree(self, device: torch.device) -> Step:
         """Wait for the other ranks' counts."""
         stop, losses, weights, counts = self.pending.wait().tensor_split(_SECTIONS)
+        images, matches = counts.to(device, non_blocking=True).tensor_split([1])
         return Step(
             range=self.range,
             batches=self.batches,
-            counts=StepCounts(images=counts[0].to(device), matches=counts[1:].to(device)),
+            counts=StepCounts(images=images[0], matches=matches),
             stop=bool(stop > 0),
             losses=losses,
             weights_agree=all_agree(weights),

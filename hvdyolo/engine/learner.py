@@ -1,5 +1,6 @@
 """The model, what changes it, and one optimizer step."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -36,6 +37,7 @@ class Learner:
         precision: of the network's convolutions and products.
         scaler: multiplies the loss, so that gradients are in the range of fp16.
         unrecorded: the network is to be recorded as CUDA graphs at its next call.
+        replayed: gradients come from CUDA graphs, in memory that these overwrite with the next batch's.
         step: optimizer steps done.
         skipped: steps in a row that were not applied because the gradient was not finite.
     """
@@ -53,11 +55,16 @@ class Learner:
     precision: Precision = "fp32"
     scaler: GradScaler = field(default_factory=no_scaling)
     unrecorded: bool = False
+    replayed: bool = False
     step: int = 0
     skipped: int = 0
 
-    def train_step(self, step: Step) -> Tensor:
+    def train_step(self, step: Step, meanwhile: Callable[[], None] = lambda: None) -> Tensor:
         """Learn from one step's batches.
+
+        Args:
+            meanwhile: called once, when the device has all backward passes before it and gradients are on
+                their way: there is time to load.
 
         Returns:
             (3,) this rank's shares of the box, objectness and class terms.
@@ -70,6 +77,9 @@ class Learner:
         for micro_batch in step.batches:
             self.beacon.beat("compute", self.step)
             losses += self._accumulate(micro_batch, step.counts)
+            if self.replayed and micro_batch is not step.batches[-1]:
+                self._own_gradients()
+        meanwhile()
         self.beacon.beat("reduce", self.step, waits=True)
         self.reduction.wait()
         self.scaler.unscale_(self.optimizer)
@@ -86,19 +96,28 @@ class Learner:
         self.step += 1
         return losses
 
-    def _moved(self, tensor: Tensor | None) -> Tensor | None:
-        return None if tensor is None else tensor.to(self.device)
+    def _moved(self, tensor: Tensor) -> Tensor:
+        """On the device, without waiting for what that is still computing."""
+        return tensor.to(self.device, non_blocking=True)
+
+    def _own_gradients(self) -> None:
+        """Move gradients out of the graphs' memory, where the next batch's would be added to themselves."""
+        for parameter in self.model.parameters():
+            if parameter.grad is not None:
+                parameter.grad = parameter.grad.clone()
 
     def _accumulate(self, micro_batch: MicroBatch, counts: StepCounts) -> Tensor:
         """Add one batch's share of the step's gradient."""
         batch = micro_batch.batch
         images = prepare_images(
-            batch.images.to(self.device, non_blocking=True),
-            self._moved(batch.flip),
-            self._moved(batch.colour_gains),
+            self._moved(batch.images),
+            None if batch.flip is None else self._moved(batch.flip),
+            None if batch.colour_gains is None else self._moved(batch.colour_gains),
             dtype=next(self.model.parameters()).dtype,
             size=batch.input_size,
         )
+        targets = [level.to(self.device) for level in micro_batch.targets]
+        weights = self._moved(batch.weights)
         with reduced_precision(self.precision, self.device):
             if self.unrecorded:
                 record_network(self.model, images)
@@ -108,8 +127,8 @@ class Learner:
             levels = [level.float() for level in levels]
         terms = detection_loss(
             levels,
-            [targets.to(self.device) for targets in micro_batch.targets],
-            batch.weights.to(self.device),
+            targets,
+            weights,
             counts,
             self.loss,
             # Of the setting, not of the step: gains would change with the size otherwise.

@@ -143,7 +143,7 @@ class Trainer:
         with self._progress(epoch) as steps:
             for step in steps:
                 self._tell_damaged(step)
-                self._losses = self.learner.train_step(step).cpu()
+                self._losses = self.learner.train_step(step, self._load_next).cpu()
                 self.attempt.step, self.attempt.epoch = self.learner.step, epoch
                 if self.learner.skipped:
                     whole.skipped_steps += 1
@@ -186,16 +186,19 @@ class Trainer:
             yield bar
 
     def _steps(self, epoch: int) -> Iterator[Step]:
-        """The steps of ``epoch``, each yielded when the next one's counts are on their way."""
+        """The steps of ``epoch``; while one is taken, the next has to be loaded."""
         while (current := self._upcoming.range) is not None and current.epoch == epoch:
             self.beacon.beat("agree on step", self.learner.step, waits=True)
             step = self._upcoming.agree(self.learner.device)
             self._require_agreement(step.weights_agree)
             if step.stop:
                 self._stop_before(current)
-            self.beacon.beat("load", self.learner.step)
-            self._upcoming = self.feed.next(self._report())
             yield step
+
+    def _load_next(self) -> None:
+        """Take the next step's batches, and send their counts around."""
+        self.beacon.beat("load", self.learner.step)
+        self._upcoming = self.feed.next(self._report())
 
     def _report(self) -> Report:
         """What the other ranks are told with the next step's counts."""

@@ -231,6 +231,7 @@ def _build_learner(
         class_weights=None if weights is None else weights.to(job.device),
         scaler=scaler,
         unrecorded=config.train.cuda_graphs and not config.train.compile,
+        replayed=config.train.cuda_graphs,
         step=start.state.step,
     )
 

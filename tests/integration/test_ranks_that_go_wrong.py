@@ -25,8 +25,8 @@ from hvdyolo.engine.learner import Learner
 trainer._STEPS_BETWEEN_COMPARISONS = 5
 train_step = Learner.train_step
 
-def damaged(self, step):
-    losses = train_step(self, step)
+def damaged(self, step, *more):
+    losses = train_step(self, step, *more)
     if self.step == 7 and os.environ["OMPI_COMM_WORLD_RANK"] == "1":
         with torch.no_grad():
             self.model.model[3].conv.weight[2, 1, 0, 1] *= 1 + 2**-22
@@ -44,10 +44,10 @@ from hvdyolo.engine import learner
 train_step, detection_loss = learner.Learner.train_step, learner.detection_loss
 spoils = False
 
-def watched(self, step):
+def watched(self, step, *more):
     global spoils
     spoils = os.environ["OMPI_COMM_WORLD_RANK"] == "1" and (self.step == 2 or self.step >= 12)
-    return train_step(self, step)
+    return train_step(self, step, *more)
 
 def spoiled(levels, *rest):
     return detection_loss([level * float("nan") for level in levels] if spoils else levels, *rest)

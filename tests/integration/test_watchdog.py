@@ -21,7 +21,7 @@ from hvdyolo.engine.learner import Learner
 train_step = Learner.train_step
 
 
-def faulty(self, step):
+def faulty(self, step, *more):
     if self.step == 3 and os.environ.get("OMPI_COMM_WORLD_RANK", os.environ.get("HOROVOD_RANK")) == "1":
         self.beacon.beat("fault", self.step)
         if FAULT == "python":
@@ -29,7 +29,7 @@ def faulty(self, step):
                 pass
         if FAULT == "c":
             ctypes.PyDLL(None).sleep(10_000)  # holds the interpreter's lock
-    return train_step(self, step)
+    return train_step(self, step, *more)
 
 
 Learner.train_step = faulty

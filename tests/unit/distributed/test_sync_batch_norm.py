@@ -58,8 +58,9 @@ def test_twins_get_what_one_process_gets_from_both(dtype: torch.dtype, tolerance
     # Of weights each rank has its share, for the reduction of gradients to add up.
     torch.testing.assert_close(2 * synchronised.weight.grad, plain.weight.grad, **close)
     torch.testing.assert_close(2 * synchronised.bias.grad, plain.bias.grad, **close)
+    few = 1e-6 if device == "cpu" else 1e-5  # cuDNN has a formula of its own for the variance
     for name, value in plain.named_buffers():
-        torch.testing.assert_close(synchronised.get_buffer(name), value, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(synchronised.get_buffer(name), value, rtol=few, atol=few)
     assert twins.names == ["norm: moments", "norm: gradients"]
 
 

@@ -72,15 +72,18 @@ def test_a_compiled_network_learns_the_same_under_the_same_names(
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: CUDA graphs are not tried")
-def test_recorded_steps_learn_the_same() -> None:
+@pytest.mark.parametrize("batches_a_step", [1, 2])
+def test_recorded_steps_learn_the_same(batches_a_step: int) -> None:
+    """Of two batches too, whose gradients come in the same memory of the graphs."""
     device = torch.device("cuda")
-    plain, recorded = build_learner(), build_learner()
+    plain, recorded = (build_learner(batches_a_step=batches_a_step) for _ in range(2))
     for learner in (plain, recorded):
         learner.model.to(device)
         learner.average.model.to(device)
         learner.device = device
-    recorded.unrecorded = True
-    expected, found = take_steps(plain, [64, 64]), take_steps(recorded, [64, 64])
+    recorded.unrecorded = recorded.replayed = True
+    sizes = [64] * 2 * batches_a_step
+    expected, found = take_steps(plain, sizes), take_steps(recorded, sizes)
     assert not recorded.unrecorded
     torch.testing.assert_close(torch.stack(found), torch.stack(expected), rtol=1e-4, atol=1e-4)
     # Recording leaves no trace in the running statistics.

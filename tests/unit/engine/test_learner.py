@@ -24,17 +24,17 @@ from hvdyolo.engine.training_parts import build_assigner, count_cells
 from hvdyolo.models.build import build_model
 
 
-def build_learner(precision: Precision = "fp32") -> Learner:
+def build_learner(precision: Precision = "fp32", batches_a_step: int = 1) -> Learner:
     torch.manual_seed(0)
     model = build_model("yolov5n", 2)
-    settings = OptimizerConfig(nominal_batch=2, warmup_epochs=0.0)
+    settings = OptimizerConfig(nominal_batch=2 * batches_a_step, warmup_epochs=0.0)
     optimizer = build_optimizer(model, replace(settings, weight_decay=0.0))
     return Learner(
         model=model,
         average=MovingAverage(model, 0.9, 10),
         optimizer=optimizer,
         reduction=SingleProcess().reduce_gradients(optimizer, model),
-        schedule=TrainingSchedule(settings, epochs=1, batches=2, batch=2),
+        schedule=TrainingSchedule(settings, epochs=1, batches=2 * batches_a_step, batch=2),
         loss=LossConfig(),
         clip_norm=10.0,
         device=torch.device("cpu"),
@@ -67,11 +67,12 @@ def batch(learner: Learner, index: int, input_size: int) -> TrainBatch[Any]:
 
 
 def take_steps(learner: Learner, sizes: Sequence[int]) -> list[Tensor]:
-    """Losses of a step a batch."""
+    """Losses of each step of the batches."""
     batches = (batch(learner, index, size) for index, size in enumerate(sizes))
     feed = StepFeed(batches, learner.schedule.steps(0), SingleProcess(), count_cells(learner.model, 2))
-    cpu = torch.device("cpu")
-    return [learner.train_step(feed.next(Report(False, torch.zeros(3))).agree(cpu)) for _ in sizes]
+    nothing = Report(False, torch.zeros(3))
+    steps = len(sizes) // learner.schedule.accumulation
+    return [learner.train_step(feed.next(nothing).agree(learner.device)) for _ in range(steps)]
 
 
 def test_the_network_sees_the_size_of_the_step_and_the_loss_the_weights_of_classes(
