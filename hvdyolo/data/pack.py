@@ -163,11 +163,11 @@ def _finish(
         for name, count in zip(source.names, report.boxes, strict=True):
             boxes[task.split][name] += count
     images = {split: sum(record.samples for record in records[split]) for split in records}
-    findings = [*source.findings, *chain.from_iterable(found.values())]
-    findings.sort(key=lambda finding: (finding.file, finding.line))
+    findings = _sorted([*source.findings, *chain.from_iterable(found.values())])
     write_report(out, findings, images, boxes)
     for split, count in images.items():
-        check_losses(split, found[split], count, sum(boxes[split].values()), out / REPORT_NAME)
+        lost = _sorted(found[split])
+        check_losses(split, lost, count, sum(boxes[split].values()), out / REPORT_NAME)
         if count == 0:
             raise DataError(f"The split '{split}' is empty: none of its images can be read.")
     team.check()  # a rank may have failed at something that no shard was waited for
@@ -182,6 +182,10 @@ def _finish(
     )
     write_manifest(manifest, out)
     return Packed(manifest, tuple(findings), source_bytes)
+
+
+def _sorted(findings: Sequence[Finding]) -> list[Finding]:
+    return sorted(findings, key=lambda finding: (finding.file, finding.line))
 
 
 def _tell(line: str) -> None:

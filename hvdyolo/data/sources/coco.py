@@ -130,7 +130,9 @@ class CocoSource:
             number = row.get("image_id")
             name = names.get(number) if isinstance(number, int | float | str) else None
             if name is None:
-                detail = f"annotation {row.get('id')} is of image {_short(number)}, which is not listed"
+                detail = (
+                    f"annotation {_short(row.get('id'))} is of image {_short(number)}, which is not listed"
+                )
                 lost.append(Finding("unreadable row", str(content.path), 0, detail))
             elif _category(row) not in not_wanted:
                 self._rows[content.path, name].append(row)
@@ -139,7 +141,7 @@ class CocoSource:
     def _box(
         self, row: Mapping[str, Any], image: SourceImage, width: int, height: int
     ) -> SourceBox | Finding:
-        note = f"annotation {row.get('id')} of {image.name}"
+        note = f"annotation {_short(row.get('id'))} of {image.name}"
         label = self._numbers.get(_category(row))
         if label is None:
             detail = f"{note}: category {_short(row.get('category_id'))} is not listed"
@@ -247,6 +249,7 @@ def _numbers(value: Any, count: int) -> list[float] | None:
 
 
 def _short(value: Any) -> str:
+    """On one line, whatever it is."""
     return f"{value!r:.60}"
 
 

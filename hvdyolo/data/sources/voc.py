@@ -127,7 +127,7 @@ class VocSource:
     def _box(self, image: SourceImage, found: VocObject, size: tuple[int, int]) -> SourceBox | Finding:
         name = found.values.get("name", "")
         if name not in self._numbers:
-            detail = f"class '{name}' is not among the names {first_few(self.names, 20)}"
+            detail = f"class {name!r:.60} is not among the names {first_few(self.names, 20)}"
             return Finding("unknown class", str(image.annotation), found.line, detail)
         try:
             corners = [float(found.values[key]) for key in _CORNERS]

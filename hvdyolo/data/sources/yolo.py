@@ -96,11 +96,11 @@ class YoloSource:
         try:
             values = [float(word) for word in text.split()]
         except ValueError:
-            return unreadable(f"'{text.strip()[:60]}' is not a row of numbers")
+            return unreadable(f"{text.strip()!r:.60} is not a row of numbers")
         if len(values) != 5 and (len(values) < 7 or len(values) % 2 == 0):
             return unreadable(f"has {len(values)} numbers, not class cx cy w h or class and a polygon")
         if not all(map(math.isfinite, values)) or values[0] != int(values[0]):
-            return unreadable(f"'{text.strip()[:60]}' has a class or a number that is none")
+            return unreadable(f"{text.strip()!r:.60} has a class or a number that is none")
         label, numbers = int(values[0]), values[1:]
         if not 0 <= label < len(self.names):
             detail = f"class {label} is beyond the {len(self.names)} names (0 … {len(self.names) - 1})"

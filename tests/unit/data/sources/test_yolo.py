@@ -386,10 +386,18 @@ def test_orphans_are_looked_for_wherever_the_labels_of_a_split_would_be(
                 "beside/f.txt": row,
                 "beside/readme.txt": "made in 2023\n",
                 "more/images/deep/g.jpg": "",
+                "more/labels/deep/g.txt": row,
+                "more/labels/deep/i.txt": row,
                 "more/labels/h.txt": "",
             },
         )
     )
     told = [str(Path(finding.file).relative_to(tmp_path)) for finding in source.findings]
-    assert told == ["beside/f.txt", "labels/train/b.txt", "labels/train/gone/c.txt", "more/labels/h.txt"]
+    assert told == [
+        "beside/f.txt",
+        "labels/train/b.txt",
+        "labels/train/gone/c.txt",
+        "more/labels/h.txt",
+        "more/labels/deep/i.txt",
+    ]
     assert {finding.kind for finding in source.findings} == {"orphan"}
