@@ -65,9 +65,9 @@ class CocoSource:
         for split, content in contents.items():
             folder = _image_folder(root, split, content.path)
             listed = self._list_images(content)
-            missing = _missing(folder, listed.values())
-            if missing:
-                raise DataError(f"{content.path} lists {first_few(missing)}, and {folder} has no such image.")
+            absent = _missing(folder, listed.values())
+            if absent:
+                raise DataError(f"{content.path} lists {first_few(absent)}, and {folder} has no such image.")
             lost[split] = self._list_rows(content, listed, not_wanted)
             splits[split] = [
                 SourceImage(folder / name, name, content.path) for name in sorted(listed.values())
@@ -146,7 +146,7 @@ class CocoSource:
         if label is None:
             detail = f"{note}: category {_short(row.get('category_id'))} is not listed"
             return Finding("unknown class", str(image.annotation), 0, detail)
-        bbox = _numbers(row.get("bbox"), 4)
+        bbox = _finite(row.get("bbox"), 4)
         if bbox is None:
             detail = f"{note}: bbox {_short(row.get('bbox'))} is not four numbers"
             return Finding("unreadable row", str(image.annotation), 0, detail)
@@ -237,7 +237,7 @@ def _category(row: Mapping[str, Any]) -> int | float | str | None:
     return category if isinstance(category, int | float | str) else None
 
 
-def _numbers(value: Any, count: int) -> list[float] | None:
+def _finite(value: Any, count: int) -> list[float] | None:
     """So many finite numbers, or ``None`` if it is anything else."""
     if not isinstance(value, list) or len(value) != count:
         return None

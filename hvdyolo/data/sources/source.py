@@ -204,9 +204,9 @@ def repeated_images(splits: Mapping[str, Sequence[SourceImage]]) -> list[Finding
 
 
 def listing(folder: Path) -> list[str]:
-    """Names of what is in a folder, sorted."""
+    """Names of the files in a folder, sorted; links that lead nowhere are none."""
     with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries)
+        return sorted(entry.name for entry in entries if entry.is_file())
 
 
 def image_files(folder: Path) -> Iterator[Path]:

@@ -139,9 +139,14 @@ def test_listed_images_that_do_not_exist_are_named_with_their_lines(voc: Callabl
         VocSource(root)
 
 
-def test_a_listed_image_without_annotation_is_left_out_and_told(voc: Callable[..., Path]) -> None:
+@pytest.mark.parametrize("dangling", [False, True])
+def test_a_listed_image_without_annotation_is_left_out_and_told(
+    voc: Callable[..., Path], dangling: bool
+) -> None:
     root = voc({stem: annotation(thing()) for stem in "abcd"}, {"train": "a\nb\n", "val": "c\nd\n"})
     (root / "Annotations/b.xml").unlink()
+    if dangling:
+        (root / "Annotations/b.xml").symlink_to(root / "nowhere.xml")
     source = VocSource(root)
     names = {split: [image.name for image in images] for split, images in source.splits.items()}
     assert names == {"train": ["a.jpg"], "val": ["c.jpg", "d.jpg"]}
