@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 
 MEANINGS = {
+    "unreadable row": "rows of labels that cannot be understood, left out; their images are kept",
+    "unknown class": "rows of a class that has no name, left out; their images are kept",
     "degenerate": "boxes without width or height, left out",
     "outside": "boxes wholly outside their image, left out",
     "duplicate": "boxes that repeat another of the same image and class, left out",
@@ -11,6 +13,9 @@ MEANINGS = {
     "mask": "outlines given as a mask of pixels (RLE), left out; their boxes are kept",
     "polygon": "polygons of fewer than three points or far outside, left out; their boxes are kept",
     "unreadable": "images that cannot be decoded, left out",
+    "unreadable labels": "images whose label file cannot be understood, left out",
+    "missing labels": "listed images without an annotation file, left out",
+    "ambiguous": "images named like another one but for the suffix, left out",
     "rotated": "images with an EXIF orientation",
     "resolution": "images of another size than their annotation says",
     "large": "images of more pixels than training takes by default, kept",
@@ -21,7 +26,19 @@ MEANINGS = {
 }
 """Kinds of findings and what became of them, in the order of the report."""
 
-LOSSES = ("degenerate", "outside", "duplicate", "polygon", "unreadable", "orphan")
+LOSSES = (
+    "unreadable row",
+    "unknown class",
+    "degenerate",
+    "outside",
+    "duplicate",
+    "polygon",
+    "unreadable",
+    "unreadable labels",
+    "missing labels",
+    "ambiguous",
+    "orphan",
+)
 """Kinds by which something of the source is not in the packed data."""
 
 

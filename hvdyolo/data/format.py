@@ -1,5 +1,8 @@
 """The packed format: names, types and limits. docs/shard_format.md is the specification."""
 
+import json
+from collections.abc import Sequence
+
 import numpy as np
 
 SCHEMA = "hvdyolo.packed"
@@ -48,8 +51,13 @@ TEXT_ATTRIBUTES = ("schema", "split", "names", "settings")
 """Attributes of a shard that are text: of fixed length, UTF-8, ``names`` and ``settings`` being JSON."""
 NUMBER_ATTRIBUTES = ("version", "shard", "samples", "complete")
 """Attributes of a shard that are 64-bit integers."""
-MOST_ATTRIBUTE_BYTES = 1 << 16
-"""HDF5 keeps larger ones elsewhere in the file, and nothing here needs them."""
+MOST_ATTRIBUTE_BYTES = 1 << 15
+"""HDF5 keeps those of nearly 64 KiB elsewhere in the file, and nothing here needs them."""
+
+
+def encode_names(names: Sequence[str]) -> bytes:
+    """Class names as a shard's attribute holds them."""
+    return json.dumps(list(names)).encode()
 
 
 def index_name(split: str) -> str:

@@ -44,29 +44,35 @@ class CheckedBoxes:
     findings: list[Finding]
 
 
-def check_boxes(image: SourceImage, boxes: Sequence[SourceBox], width: int, height: int) -> CheckedBoxes:
+def check_boxes(
+    image: SourceImage, rows: Sequence[SourceBox | Finding], width: int, height: int
+) -> CheckedBoxes:
     """Keep what can be learnt from. One bad row never costs the image or the other rows."""
-    rows: dict[tuple[float, ...], SourceBox] = {}
+    kept: dict[tuple[float, ...], SourceBox] = {}
     findings = []
-    for box in boxes:
+    for box in rows:
+        if isinstance(box, Finding):
+            findings.append(box)
+            continue
         corners, kind, detail = _check(box, width, height)
         x1, y1, x2, y2 = corners
-        row = (box.label, (x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1)
-        if kind in _KEPT and row in rows:
-            first = rows[row]
+        # A crowd may have the box of one of its objects.
+        row = (box.label, (x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1, box.flags)
+        if kind in _KEPT and row in kept:
+            first = kept[row]
             kind, detail = "duplicate", f"of line {first.line}" if first.line else f"of {first.note}"
         if kind:
             detail = f"{box.note}: {detail}" if box.note else detail
             findings.append(Finding(kind, str(image.annotation), box.line, detail))
         if kind in _KEPT:
-            rows[row] = box
+            kept[row] = box
     if image.annotation is None:
         findings.append(Finding("missing", str(image.path), 0, "no label file"))
-    elif not rows:
+    elif not kept:
         findings.append(Finding("unlabelled", str(image.path), 0, "no boxes"))
-    kept = list(rows.values())
-    labels = np.array(list(rows), dtype=np.float32).reshape(-1, 5)
-    return CheckedBoxes(labels, np.array([box.flags for box in kept], dtype=np.uint8), kept, findings)
+    boxes = list(kept.values())
+    labels = np.array([row[:5] for row in kept], dtype=np.float32).reshape(-1, 5)
+    return CheckedBoxes(labels, np.array([box.flags for box in boxes], dtype=np.uint8), boxes, findings)
 
 
 def check_outlines(image: SourceImage, boxes: Sequence[SourceBox]) -> tuple[Outlines, list[Finding]]:

@@ -11,11 +11,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import NoReturn
 
 from hvdyolo.data.findings import Finding
 from hvdyolo.data.format import MANIFEST_NAME, polygons_name
+from hvdyolo.data.label_losses import check_losses
 from hvdyolo.data.lint import REPORT_NAME, summary, write_report
 from hvdyolo.data.manifest import Manifest, build_manifest, write_manifest
 from hvdyolo.data.pack_output import WORK, abandon_output, claim_output
@@ -96,7 +98,7 @@ def pack(
         What was packed, on rank 0; ``None`` on the others.
 
     Raises:
-        DataError: an image or label cannot be used; names it.
+        DataError: an image, or most of the labels, cannot be used; names them.
         MismatchError: ``out`` holds something else.
         StorageError: ``out`` cannot be written.
         InternalError: another rank has died.
@@ -145,23 +147,27 @@ def _finish(
     settings: PackSettings,
     team: Team,
 ) -> Packed:
-    """Wait for all shards, check them as a reader would, and write indexes, report and manifest."""
+    """Wait for all shards, check them as a reader would, and write report, indexes and manifest."""
     records: dict[str, list[ShardRecord]] = {split: [] for split in source.splits}
     boxes = {split: dict.fromkeys(source.names, 0) for split in source.splits}
-    findings = list(source.findings)
+    found = {split: list(source.lost.get(split, ())) for split in source.splits}
     source_bytes = 0
     parts: dict[str, list[PolygonsRecord]] = {split: [] for split in source.splits}
     for task in tasks:
         report = packer.await_report(task)
         records[task.split].append(report.record)
-        findings += report.findings
+        found[task.split] += report.findings
         source_bytes += report.source_bytes
         if report.polygons is not None:
             parts[task.split].append(report.polygons)
         for name, count in zip(source.names, report.boxes, strict=True):
             boxes[task.split][name] += count
     images = {split: sum(record.samples for record in records[split]) for split in records}
+    findings = _sorted([*source.findings, *chain.from_iterable(found.values())])
+    write_report(out, findings, images, boxes)
     for split, count in images.items():
+        lost = _sorted(found[split])
+        check_losses(split, lost, count, sum(boxes[split].values()), out / REPORT_NAME)
         if count == 0:
             raise DataError(f"The split '{split}' is empty: none of its images can be read.")
     team.check()  # a rank may have failed at something that no shard was waited for
@@ -170,14 +176,16 @@ def _finish(
         split: join_polygons(out / polygons_name(split), work, parts[split])
         for split in (source.splits if settings.polygons else ())
     }
-    found = read_back(out, work, source.names, records, polygons)
-    findings.sort(key=lambda finding: (finding.file, finding.line))
-    write_report(out, findings, images, boxes)
+    packed = read_back(out, work, source.names, records, polygons)
     manifest = build_manifest(
-        found.dataset_id, source.names, records, settings.of_shards(), found.indexes, polygons
+        packed.dataset_id, source.names, records, settings.of_shards(), packed.indexes, polygons
     )
     write_manifest(manifest, out)
     return Packed(manifest, tuple(findings), source_bytes)
+
+
+def _sorted(findings: Sequence[Finding]) -> list[Finding]:
+    return sorted(findings, key=lambda finding: (finding.file, finding.line))
 
 
 def _tell(line: str) -> None:

@@ -1,6 +1,5 @@
 """Images of a source, checked and made ready for a shard."""
 
-import errno
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,11 +20,9 @@ from hvdyolo.data.images import (
 from hvdyolo.data.lint import check_boxes, check_outlines
 from hvdyolo.data.outlines import MOST_ENTRY, encode_outlines
 from hvdyolo.data.pack_plan import PackSettings
-from hvdyolo.data.sources.source import Labels, SourceImage
+from hvdyolo.data.sources.source import FAULTS_OF_THE_FILE, Labels, SourceImage, UnreadableLabelsError
 from hvdyolo.data.writer import Sample
 from hvdyolo.utils.errors import DataError, StorageError
-
-_OF_THE_FILE = (errno.ENOENT, errno.EACCES, errno.EISDIR, errno.ELOOP)
 
 
 @dataclass(frozen=True)
@@ -52,7 +49,8 @@ def pack_images(
     file read after an image takes five times as long as after another label file.
 
     Raises:
-        DataError: an image or its labels cannot be used; names file and line.
+        DataError: an image cannot be used; names it.
+        StorageError: the file system fails.
     """
     opened = [_open(image, settings) for image in images]
     stored = [one if isinstance(one, PackedImage) else _store(labels, one, settings) for one in opened]
@@ -100,7 +98,10 @@ def _store(labels: Labels, opened: _Opened, settings: PackSettings) -> _Stored |
         loaded = _load(opened.image, settings)
     except DataError as error:
         return _left_out(opened.source, error, len(opened.encoded), settings)
-    return _stored(labels, opened, loaded, settings)
+    try:
+        return _stored(labels, opened, loaded, settings)
+    except UnreadableLabelsError as error:
+        return PackedImage(None, None, [error.finding], len(opened.encoded))
 
 
 def _load(image: OpenedImage, settings: PackSettings) -> LoadedImage | None:
@@ -123,12 +124,11 @@ def _left_out(image: SourceImage, error: DataError, source_bytes: int, settings:
 
 def _label(labels: Labels, stored: _Stored, sample_id: int, settings: PackSettings) -> PackedImage:
     image = stored.image
-    checked = check_boxes(
-        image,
-        labels.boxes(image, stored.source_width, stored.source_height),
-        stored.source_width,
-        stored.source_height,
-    )
+    try:
+        rows = labels.boxes(image, stored.source_width, stored.source_height)
+    except UnreadableLabelsError as error:
+        return PackedImage(None, None, [error.finding], stored.source_bytes)
+    checked = check_boxes(image, rows, stored.source_width, stored.source_height)
     sample = Sample(
         encoded=stored.encoded,
         format=stored.format,
@@ -158,7 +158,7 @@ def _read(image: SourceImage) -> bytes:
     try:
         return image.path.read_bytes()
     except OSError as error:
-        if error.errno in _OF_THE_FILE:
+        if error.errno in FAULTS_OF_THE_FILE:
             raise DataError(f"cannot be read: {error.strerror}") from None
         # Not the image's fault: leaving it out would lose images whenever a file system has a bad day.
         raise StorageError(f"cannot read {image.path}: {error.strerror}.") from error

@@ -23,6 +23,7 @@ from hvdyolo.data.format import (
     OTHER_CODEC,
     SCHEMA,
     VERSION,
+    encode_names,
 )
 from hvdyolo.utils.errors import UsageError
 from hvdyolo.utils.files import storage_errors, sync_directory
@@ -186,10 +187,10 @@ class ShardWriter:
 
     def _write_attributes(self, file: h5py.File) -> None:
         texts = {
-            "schema": SCHEMA,
-            "split": self._description.split,
-            "names": json.dumps(list(self._description.names)),
-            "settings": json.dumps(dict(self._description.settings), sort_keys=True),
+            "schema": SCHEMA.encode(),
+            "split": self._description.split.encode(),
+            "names": encode_names(self._description.names),
+            "settings": json.dumps(dict(self._description.settings), sort_keys=True).encode(),
         }
         numbers = {
             "version": VERSION,
@@ -197,9 +198,8 @@ class ShardWriter:
             "samples": len(self._samples),
             "complete": 1,
         }
-        for name, text in texts.items():
-            raw = text.encode()
-            if len(raw) >= MOST_ATTRIBUTE_BYTES // 2:
+        for name, raw in texts.items():
+            if len(raw) > MOST_ATTRIBUTE_BYTES:
                 raise UsageError(f"The {name} take {len(raw)} bytes, which is more than a shard can hold.")
             # Of fixed length: what has a variable one lies in a heap, and damage to it goes unnoticed.
             file.attrs.create(name, np.bytes_(raw))

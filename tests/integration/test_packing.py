@@ -102,8 +102,8 @@ def test_drawing_packing_and_inspecting_fit_together(launch, tmp_path) -> None:
         ("word", 2, "unrecognized arguments: --shards"),
         ("nc", 2, "nc is 7 and there are 4 names"),
         ("image", 65, "000003.jpg is not an image"),
-        ("label", 65, "000003.txt:1: class 9 is beyond the 4 names"),
-        ("pixels", 65, "000003.txt:1: labels must be fractions"),
+        ("label", 65, "000000.txt:1: unknown class: class 9 is beyond the 4 names"),
+        ("pixels", 65, "000000.txt:1: unreadable row: 100 looks like pixels"),
         ("empty", 65, "the split 'val' is empty"),
         ("file", 74, "cannot write"),
         ("other", 78, "is not empty"),
@@ -124,10 +124,9 @@ def test_a_mistake_is_one_sentence_once_and_an_exit_code(
         description.write_text(description.read_text() + "nc: 7\n")
     elif fault == "image":
         (root / "images/train/000003.jpg").write_text("no image")
-    elif fault == "label":
-        (root / "labels/train/000003.txt").write_text("9 0.5 0.5 0.1 0.1\n")
-    elif fault == "pixels":
-        (root / "labels/train/000003.txt").write_text("1 100 100 20 20\n")
+    elif fault in ("label", "pixels"):
+        for path in (root / "labels/train").iterdir():
+            path.write_text("9 0.5 0.5 0.1 0.1\n" if fault == "label" else "1 100 100 20 20\n")
     elif fault == "empty":
         shutil.rmtree(root / "images/val")
         (root / "images/val").mkdir()

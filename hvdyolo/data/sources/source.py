@@ -1,5 +1,6 @@
 """What a source of images and labels gives to the packer."""
 
+import errno
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,11 +9,23 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from hvdyolo.data.findings import Finding
-from hvdyolo.utils.errors import DataError, UsageError
+from hvdyolo.data.format import MOST_ATTRIBUTE_BYTES, encode_names
+from hvdyolo.utils.errors import DataError, StorageError, UsageError
 
 SPLITS = ("train", "val", "test")
 
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+
+FAULTS_OF_THE_FILE = (errno.ENOENT, errno.EACCES, errno.EISDIR, errno.ELOOP)
+"""Errors of reading that another try would meet again; any other is the file system having a bad day."""
+
+
+class UnreadableLabelsError(DataError):
+    """All labels of an image are lost, so it cannot be learnt from: as background it would be wrong."""
+
+    def __init__(self, finding: Finding) -> None:
+        super().__init__(finding)
+        self.finding = finding
 
 
 @dataclass(frozen=True)
@@ -99,14 +112,15 @@ class Labels(Protocol):
         """Width and height as the annotation has them, ``None`` if it does not tell.
 
         Raises:
-            DataError: as :meth:`boxes`.
+            UnreadableLabelsError, StorageError: as :meth:`boxes`.
         """
 
-    def boxes(self, image: SourceImage, width: int, height: int) -> list[SourceBox]:
-        """The boxes of an image of that size in pixels.
+    def boxes(self, image: SourceImage, width: int, height: int) -> list[SourceBox | Finding]:
+        """The rows of an image of that size in pixels: a box each, or why there is none.
 
         Raises:
-            DataError: the labels cannot be understood; names file and line.
+            UnreadableLabelsError: there are no rows to be told apart.
+            StorageError: the file system fails.
         """
 
 
@@ -117,11 +131,14 @@ class Source(Labels, Protocol):
         names: class names.
         splits: images of each split, ordered by name.
         findings: about the dataset as a whole; those of single images come with their boxes.
+        lost: by split, rows that belong to no image of it, and listed images that are not in it because they
+            have no labels. Empty for a split that lost nothing.
     """
 
     names: tuple[str, ...]
     splits: Mapping[str, Sequence[SourceImage]]
     findings: Sequence[Finding]
+    lost: Mapping[str, Sequence[Finding]]
 
     def labels_of(self, images: Sequence[SourceImage]) -> Labels:
         """The labels of these images alone, picklable; all of a large dataset's are too many to be sent."""
@@ -131,7 +148,7 @@ def checked_names(names: Sequence[str], where: str) -> tuple[str, ...]:
     """Class names that can be told apart.
 
     Raises:
-        UsageError: there are none, one is empty, or one occurs twice.
+        UsageError: there are none, one is empty, one occurs twice, or a shard cannot hold them.
     """
     if not names:
         raise UsageError(f"{where} has no class names.")
@@ -140,7 +157,36 @@ def checked_names(names: Sequence[str], where: str) -> tuple[str, ...]:
         raise UsageError(f"{where} has the class name '{twice[0]}' twice; every class needs its own.")
     if not all(name.strip() for name in names):
         raise UsageError(f"{where} has an empty class name.")
+    size = len(encode_names(names))
+    if size > MOST_ATTRIBUTE_BYTES:
+        raise UsageError(
+            f"{where}: the {len(names)} class names take {size:,} bytes, and a shard holds "
+            f"{MOST_ATTRIBUTE_BYTES:,} of them; shorten them."
+        )
     return tuple(names)
+
+
+def read_labels(path: Path) -> bytes:
+    """A label file.
+
+    Raises:
+        UnreadableLabelsError: it cannot be read.
+        StorageError: the file system fails, which must not cost an image.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        if error.errno in FAULTS_OF_THE_FILE:
+            raise UnreadableLabelsError(
+                Finding("unreadable labels", str(path), 0, f"cannot be read: {error.strerror}")
+            ) from None
+        raise StorageError(f"cannot read {path}: {error.strerror}.") from error
+
+
+def first_few(things: Sequence[str], most: int = 3) -> str:
+    """For a sentence: the first things of a list, and how many more there are."""
+    told = ", ".join(things[:most])
+    return told if len(things) <= most else f"{told} and {len(things) - most} more"
 
 
 def repeated_images(splits: Mapping[str, Sequence[SourceImage]]) -> list[Finding]:
@@ -157,10 +203,17 @@ def repeated_images(splits: Mapping[str, Sequence[SourceImage]]) -> list[Finding
     return findings
 
 
+def listing(folder: Path) -> list[str]:
+    """Names of the files in a folder, sorted; links that lead nowhere are none."""
+    with os.scandir(folder) as entries:
+        return sorted(entry.name for entry in entries if entry.is_file())
+
+
 def image_files(folder: Path) -> Iterator[Path]:
     """Images below a folder; hidden ones, such as the ``._`` files of some archives, are left out.
 
-    Links are followed, as datasets on clusters are often made of them, but not in circles.
+    Links are followed, as datasets on clusters are often made of them, but not in circles. Of several ways to
+    one folder the first by name is taken, wherever the file system lists it.
     """
     seen: set[tuple[int, int]] = set()
     for root, folders, files in os.walk(folder, followlinks=True, onerror=_raise):
@@ -169,8 +222,8 @@ def image_files(folder: Path) -> Iterator[Path]:
             folders.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in files:
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(files):
             if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("."):
                 yield Path(root, name)
 

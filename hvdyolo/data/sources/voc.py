@@ -1,8 +1,9 @@
 """VOC folders: JPEGImages, Annotations, ImageSets/Main."""
 
-import os
+import io
+import math
 import xml.sax
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,11 @@ from hvdyolo.data.sources.source import (
     SPLITS,
     SourceBox,
     SourceImage,
+    UnreadableLabelsError,
     checked_names,
+    first_few,
+    listing,
+    read_labels,
     repeated_images,
 )
 from hvdyolo.utils.errors import DataError, UsageError
@@ -52,6 +57,7 @@ class VocSource:
     names: tuple[str, ...]
     splits: Mapping[str, Sequence[SourceImage]]
     findings: Sequence[Finding]
+    lost: Mapping[str, Sequence[Finding]]
 
     def __init__(self, root: Path, names: Sequence[str] | None = None) -> None:
         """Args:
@@ -59,29 +65,22 @@ class VocSource:
 
         Raises:
             UsageError: ``root`` is not laid out like VOC.
-            DataError: an annotation is missing or damaged.
+            DataError: a list names an image that does not exist, or most annotations are missing.
         """
         for folder in ("JPEGImages", "Annotations", "ImageSets/Main"):
             if not (root / folder).is_dir():
                 raise UsageError(f"{root} is not a VOC dataset: it has no folder {folder}.")
         lists = _lists(root)
-        files = _files_by_stem(root / "JPEGImages")
-        findings: list[Finding] = []
-        self.splits = {split: _images(root, path, files, findings) for split, path in lists.items()}
-        self.findings = [*findings, *repeated_images(self.splits)]
+        there = _Folder(root)
+        splits, lost = {}, {}
+        findings = there.findings()
+        for split, path in lists.items():
+            listed = _stems(path, there, findings)
+            splits[split], lost[split] = there.images(listed, path)
+        self.splits, self.lost = splits, lost
+        self.findings = [*findings, *repeated_images(splits)]
         self._annotations: dict[str, VocAnnotation] = {}
-        if names is None:
-            names = sorted(
-                {
-                    found.values.get("name", "")
-                    for images in self.splits.values()
-                    for image in images
-                    for found in self._annotation(image).objects
-                }
-            )
-            self.names = checked_names([name for name in names if name], str(root / "Annotations"))
-        else:
-            self.names = checked_names(names, "--names")
+        self.names = checked_names(names, "--names") if names is not None else self._found_names(root)
         self._numbers = {name: number for number, name in enumerate(self.names)}
 
     def stated_size(self, image: SourceImage) -> tuple[int, int] | None:
@@ -93,17 +92,31 @@ class VocSource:
             return None
         return (width, height) if width > 0 and height > 0 else None
 
-    def boxes(self, image: SourceImage, width: int, height: int) -> list[SourceBox]:
+    def boxes(self, image: SourceImage, width: int, height: int) -> list[SourceBox | Finding]:
         """See :class:`Source`."""
         return [self._box(image, found, (width, height)) for found in self._annotation(image).objects]
 
     def labels_of(self, images: Sequence[SourceImage]) -> "VocSource":
         """See :class:`Source`. Those that were not yet read are read when they are asked for."""
         part = copy(self)
-        part.splits, part.findings = {}, ()
+        part.splits, part.findings, part.lost = {}, (), {}
         names = {image.name for image in images}
         part._annotations = {name: self._annotations[name] for name in names & self._annotations.keys()}
         return part
+
+    def _found_names(self, root: Path) -> tuple[str, ...]:
+        """The names that occur, sorted; which reads all annotations."""
+        names: set[str] = set()
+        unreadable: list[UnreadableLabelsError] = []
+        images = [image for images in self.splits.values() for image in images]
+        for image in images:
+            try:
+                names.update(found.values.get("name", "") for found in self._annotation(image).objects)
+            except UnreadableLabelsError as error:  # its image is left out when it is packed
+                unreadable.append(error)
+        if len(unreadable) == len(images) > 0:
+            raise DataError(f"No annotation in {root} can be read: {first_few([*map(str, unreadable)])}.")
+        return checked_names(sorted(names - {""}), str(root / "Annotations"))
 
     def _annotation(self, image: SourceImage) -> VocAnnotation:
         assert image.annotation is not None
@@ -111,15 +124,18 @@ class VocSource:
             self._annotations[image.name] = read_annotation(image.annotation)
         return self._annotations[image.name]
 
-    def _box(self, image: SourceImage, found: VocObject, size: tuple[int, int]) -> SourceBox:
-        where = f"{image.annotation}:{found.line}"
+    def _box(self, image: SourceImage, found: VocObject, size: tuple[int, int]) -> SourceBox | Finding:
         name = found.values.get("name", "")
         if name not in self._numbers:
-            raise DataError(f"{where}: class '{name}' is not among the names {', '.join(self.names)}.")
+            detail = f"class {name!r:.60} is not among the names {first_few(self.names, 20)}"
+            return Finding("unknown class", str(image.annotation), found.line, detail)
         try:
             corners = [float(found.values[key]) for key in _CORNERS]
         except (KeyError, ValueError):
-            raise DataError(f"{where}: the object has no four numbers xmin, ymin, xmax, ymax.") from None
+            corners = [math.nan]
+        if not all(map(math.isfinite, corners)):
+            detail = "the object has no four numbers xmin, ymin, xmax, ymax"
+            return Finding("unreadable row", str(image.annotation), found.line, detail)
         flags = DIFFICULT * (found.values.get("difficult") == "1")
         flags |= TRUNCATED * (found.values.get("truncated") == "1")
         return SourceBox.from_corners(found.line, self._numbers[name], corners, size, flags)
@@ -129,23 +145,24 @@ def read_annotation(path: Path) -> VocAnnotation:
     """An annotation file, its objects with their lines.
 
     Raises:
-        DataError: it is not XML, or uses what hostile XML uses.
+        UnreadableLabelsError: it is not XML, or uses what hostile XML uses.
+        StorageError: the file system fails.
     """
     handler = _Handler()
     parser = make_parser()
     parser.setContentHandler(handler)
+    raw = read_labels(path)
     try:
-        with open(path, "rb") as stream:
-            parser.parse(stream)
+        parser.parse(io.BytesIO(raw))
     except xml.sax.SAXParseException as error:
-        raise DataError(f"{path}:{error.getLineNumber()}: is not valid XML: {error.getMessage()}.") from None
+        detail, line = f"is not valid XML: {error.getMessage()}", error.getLineNumber() or 0
     except DefusedXmlException as error:
-        raise DataError(f"{path} is refused, it declares XML entities: {type(error).__name__}.") from None
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}.") from None
+        detail, line = f"is refused, it declares XML entities: {type(error).__name__}", 0
     except (ValueError, LookupError) as error:  # unknown or wrong encodings
-        raise DataError(f"{path} cannot be read: {error}.") from None
-    return handler.annotation
+        detail, line = f"cannot be read: {error}", 0
+    else:
+        return handler.annotation
+    raise UnreadableLabelsError(Finding("unreadable labels", str(path), line, detail))
 
 
 class _Handler(xml.sax.ContentHandler):
@@ -192,32 +209,98 @@ def _lists(root: Path) -> dict[str, Path]:
     return lists
 
 
-def _files_by_stem(folder: Path) -> dict[str, Path]:
-    """One listing instead of a look for every image and suffix, which metadata servers feel."""
-    with os.scandir(folder) as entries:
-        names = sorted((entry.name for entry in entries), reverse=True)
-    return {
-        Path(name).stem: folder / name for name in names if name.lower().endswith(IMAGE_SUFFIXES)
-    }  # where a stem has several suffixes, the first by name
+class _Folder:
+    """The images and annotations that there are.
+
+    Each by one listing instead of a look for every image and suffix, which metadata servers feel.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._images = root / "JPEGImages"
+        self._annotations = root / "Annotations"
+        self._files: dict[str, str] = {}
+        self._doubles: dict[str, str] = {}
+        for name in listing(self._images):
+            if name.lower().endswith(IMAGE_SUFFIXES):
+                used = self._files.setdefault(Path(name).stem, name)
+                if used != name:
+                    self._doubles[name] = used
+        self._annotated = {
+            name.removesuffix(".xml") for name in listing(self._annotations) if name.endswith(".xml")
+        }
+
+    def __contains__(self, stem: str) -> bool:
+        """Whether there is an image of that name."""
+        return stem in self._files
+
+    def findings(self) -> list[Finding]:
+        """Images and annotations that can belong to nothing."""
+        doubles = [
+            Finding("ambiguous", str(self._images / name), 0, f"the labels of that name go to {used}")
+            for name, used in self._doubles.items()
+        ]
+        # Hidden ones, such as the ._ files of some archives, are none.
+        orphans = [
+            Finding(
+                "orphan",
+                str(self._annotations / f"{stem}.xml"),
+                0,
+                f"no image of that name in {self._images}",
+            )
+            for stem in sorted(self._annotated - self._files.keys())
+            if not stem.startswith(".")
+        ]
+        return [*doubles, *orphans]
+
+    def images(self, stems: Collection[str], listed: Path) -> tuple[list[SourceImage], list[Finding]]:
+        """Images of a list, by name, and those that are left out because they have no annotation.
+
+        Raises:
+            DataError: most have none.
+        """
+        missing = [stem for stem in stems if stem not in self._annotated]
+        if 2 * len(missing) > len(stems):
+            raise DataError(
+                f"{self._annotations} lacks {len(missing)} of the {len(stems)} images that {listed} lists "
+                f"({first_few(missing)}); see whether these are the annotations of these images."
+            )
+        lost = [
+            Finding("missing labels", str(self._images / self._files[stem]), 0, f"no {stem}.xml")
+            for stem in missing
+        ]
+        images = [
+            SourceImage(
+                self._images / self._files[stem], self._files[stem], self._annotations / f"{stem}.xml"
+            )
+            for stem in stems
+            if stem in self._annotated
+        ]
+        return sorted(images, key=lambda image: image.name), lost
 
 
-def _images(root: Path, listed: Path, files: dict[str, Path], findings: list[Finding]) -> list[SourceImage]:
-    images: dict[str, SourceImage] = {}
+def _stems(listed: Path, folder: _Folder, findings: list[Finding]) -> Collection[str]:
+    """The images of a list, each once.
+
+    Raises:
+        DataError: some do not exist.
+    """
     try:
-        lines = listed.read_text().splitlines()
+        lines = listed.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{listed} cannot be read: {error}.") from None
+    stems: dict[str, None] = {}
+    missing: dict[int, str] = {}
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         # Lists of a single class have a second column; a stem may hold spaces.
-        stem = line.strip() if line.strip() in files else line.split()[0]
-        if stem not in files:
-            raise DataError(f"{listed}:{number}: lists {stem}, and {root}/JPEGImages has no such image.")
-        annotation = root / "Annotations" / f"{stem}.xml"
-        if not annotation.is_file():
-            raise DataError(f"{listed}:{number}: lists {stem}, and {annotation} does not exist.")
-        if stem in images:
+        stem = line.strip() if line.strip() in folder else line.split()[0]
+        if stem not in folder:
+            missing[number] = stem
+        elif stem in stems:
             findings.append(Finding("repeated", str(listed), number, f"{stem} is listed before"))
-        images[stem] = SourceImage(files[stem], files[stem].name, annotation)
-    return sorted(images.values(), key=lambda image: image.name)
+        stems[stem] = None
+    if missing:
+        told = first_few([f"{stem} (line {number})" for number, stem in missing.items()])
+        raise DataError(f"{listed}:{min(missing)}: lists {told}, and JPEGImages has no such image.")
+    return stems.keys()

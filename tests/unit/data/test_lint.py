@@ -74,6 +74,21 @@ def test_only_the_same_box_of_the_same_class_is_a_duplicate() -> None:
     assert findings == [("duplicate", 3, "of line 1")]
 
 
+def test_a_crowd_with_the_box_of_an_object_is_no_duplicate_of_it() -> None:
+    boxes = [SourceBox(line, 0, 0.5, 0.5, 0.5, 0.5, flags=flags) for line, flags in ((1, 1), (2, 0), (3, 1))]
+    checked = check_boxes(IMAGE, boxes, WIDTH, HEIGHT)
+    assert checked.flags.tolist() == [1, 0]
+    assert [(finding.kind, finding.line) for finding in checked.findings] == [("duplicate", 3)]
+
+
+def test_rows_that_are_no_boxes_are_told_and_cost_no_other() -> None:
+    bad = Finding("unreadable row", "a.txt", 2, "has 4 numbers")
+    checked = check_boxes(IMAGE, [SourceBox(1, 0, 0.5, 0.5, 0.5, 0.5), bad], WIDTH, HEIGHT)
+    assert (len(checked.labels), checked.findings) == (1, [bad])
+    checked = check_boxes(IMAGE, [bad], WIDTH, HEIGHT)
+    assert [finding.kind for finding in checked.findings] == ["unreadable row", "unlabelled"]
+
+
 def test_findings_without_lines_name_the_row() -> None:
     first = SourceBox(0, 0, 0.5, 0.5, 0.5, 0.5, note="annotation 7 of a.jpg")
     again = SourceBox(0, 0, 0.5, 0.5, 0.5, 0.5, note="annotation 9 of a.jpg")

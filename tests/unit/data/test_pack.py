@@ -343,6 +343,123 @@ def test_an_unreadable_image_is_named_or_left_out(
     assert (finding["kind"], Path(finding["file"]).name) == ("unreadable", "003.jpg")
 
 
+def told(out: Path) -> list[tuple[str, str, int]]:
+    findings = json.loads((out / "lint.json").read_text())["findings"]
+    return [(finding["kind"], Path(finding["file"]).name, finding["line"]) for finding in findings]
+
+
+def test_bad_rows_are_left_out_and_told_and_cost_nothing_else(
+    folder: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = folder(train=6)
+    bad = ["9 0.5 0.5 0.1 0.1", "0 0.5 0.5", "0 320 240 50 60"]
+    for number, row in enumerate(bad):
+        label = root / f"labels/train/{number:03d}.txt"
+        label.write_text(f"{row}\n{label.read_text()}" if number else row)
+    assert pack(root, tmp_path / "out") == 0
+    split = PackedSplit(tmp_path / "out", "train")
+    boxes = {split.sample_id(index): len(split.labels(index)) for index in range(len(split))}
+    assert boxes == {0: 0, 1: 1, 2: 1, 3: 1, 4: 1, 5: 1}
+    assert told(tmp_path / "out") == [
+        ("unlabelled", "000.jpg", 0),
+        ("unknown class", "000.txt", 1),
+        ("unreadable row", "001.txt", 1),
+        ("unreadable row", "002.txt", 1),
+    ]
+    assert json.loads((tmp_path / "out/lint.json").read_text())["counts"]["unreadable row"] == 2
+    output = capsys.readouterr().out
+    assert "     2  rows of labels that cannot be understood, left out" in output
+    assert "002.txt:1: unreadable row: 320 looks like pixels" in output
+
+
+@pytest.mark.parametrize(
+    ("rows", "says"),
+    [
+        (["9 0.5 0.5 0.1 0.1"] * 4, "4 would be left out .*see whether the list of class names"),
+        (["1 320 240 50 60"] * 4, "4 would be left out .*see whether the labels are of the layout"),
+        (["1 320 240 50 60"] * 3, None),
+    ],
+)
+def test_a_dataset_is_not_lost_silently(
+    folder: Callable[..., Path], tmp_path: Path, rows: list[str], says: str | None
+) -> None:
+    """Neither what is left of a split when most of it is lost, nor a report of what was."""
+    root = folder(train=8, val=6)
+    for number, row in enumerate(rows):
+        (root / f"labels/val/{number:03d}.txt").write_text(row)
+    if says is None:
+        assert pack(root, tmp_path / "out") == 0
+    else:
+        with pytest.raises(DataError, match=rf"Of the 6 rows of the split 'val' {says}.*lint\.txt") as caught:
+            pack(root, tmp_path / "out")
+        assert "val/000.txt:1: " in str(caught.value)
+        assert not (tmp_path / "out/manifest.json").exists()
+    assert len([kind for kind, *_ in told(tmp_path / "out") if kind != "unlabelled"]) == len(rows)
+
+
+def test_class_names_that_no_shard_holds_are_refused_before_packing(
+    folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    names = ",".join(f"class {number:060d}" for number in range(500))
+    with pytest.raises(UsageError, match=r"--names: the 500 class names take 35,000 bytes.*holds 32,768"):
+        pack(folder(train=2), tmp_path / "out", "--names", names)
+    assert not (tmp_path / "out").exists()
+
+
+def voc_folder(root: Path, encode: Callable[..., bytes], count: int) -> Path:
+    """Noise images named by number, each with a cat and a dog."""
+    for name in ("JPEGImages", "Annotations", "ImageSets/Main"):
+        (root / name).mkdir(parents=True)
+    box = "<xmin>1</xmin><ymin>1</ymin><xmax>9</xmax><ymax>9</ymax>"
+    thing = f"<object><name>{{}}</name><bndbox>{box}</bndbox></object>"
+    for number in range(count):
+        (root / f"JPEGImages/{number:03d}.jpg").write_bytes(encode(number, "PNG"))
+        text = f"<annotation>\n{thing.format('cat')}\n{thing.format('dog')}\n</annotation>"
+        (root / f"Annotations/{number:03d}.xml").write_text(text)
+    (root / "ImageSets/Main/train.txt").write_text("".join(f"{number:03d}\n" for number in range(count)))
+    return root
+
+
+@pytest.mark.usefixtures("many_shards")
+@pytest.mark.parametrize("names", [(), ("--names", "cat,dog")])
+def test_images_whose_labels_are_lost_are_no_background(
+    tmp_path: Path, encode: Callable[..., bytes], names: tuple[str, ...]
+) -> None:
+    """For any number of ranks the same images are left out, whenever it is that their labels are read."""
+    root = voc_folder(tmp_path / "voc", encode, 40)
+    (root / "Annotations/003.xml").write_text("<annotation>")
+    (root / "Annotations/017.xml").unlink()
+    text = (root / "Annotations/020.xml").read_text()
+    (root / "Annotations/020.xml").write_text(text.replace("<xmin>1</xmin>", "", 1))
+    words = ["--shard-mb", 1, *names]
+    assert pack(root, tmp_path / "one", *words, source="voc") == 0
+    split = PackedSplit(tmp_path / "one", "train")
+    assert len(list((tmp_path / "one").glob("train-*.h5"))) > 3
+    boxes = {split.name(index): len(split.labels(index)) for index in range(len(split))}
+    left = set(range(40)) - {3, 17}
+    assert boxes == {f"{number:03d}.jpg": 1 if number == 20 else 2 for number in left}
+    assert told(tmp_path / "one") == [
+        ("unreadable labels", "003.xml", 1),
+        ("unreadable row", "020.xml", 2),
+        ("missing labels", "017.jpg", 0),
+    ]
+    ranks = [
+        lambda rank=rank: pack(root, tmp_path / "many", *words, rank=rank, size=3, source="voc")
+        for rank in range(3)
+    ]
+    assert in_threads(*ranks) == [0] * 3
+    assert contents(tmp_path / "many") == contents(tmp_path / "one")
+
+
+def test_a_label_file_that_is_no_text_costs_its_image(folder: Callable[..., Path], tmp_path: Path) -> None:
+    root = folder(train=4)
+    (root / "labels/train/002.txt").write_text("0 0.5 0.5 0.1 0.1\n", encoding="utf-16")
+    assert pack(root, tmp_path / "out") == 0
+    split = PackedSplit(tmp_path / "out", "train")
+    assert sorted(split.name(index) for index in range(len(split))) == ["000.jpg", "001.jpg", "003.jpg"]
+    assert told(tmp_path / "out") == [("unreadable labels", "002.txt", 0)]
+
+
 def test_a_file_system_that_fails_never_costs_an_image(
     folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

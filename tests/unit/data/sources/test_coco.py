@@ -33,6 +33,8 @@ def coco(tmp_path: Path) -> Callable[..., Path]:
         (tmp_path / folder).mkdir(parents=True)
         for name, content in contents.items():
             text = content if isinstance(content, str) else json.dumps(content)
+            for image in ["a.jpg", "b.jpg"] if isinstance(content, dict) else []:
+                (tmp_path / folder / image).write_bytes(b"")
             (tmp_path / "annotations" / f"{name}.json").write_text(text)
         return tmp_path
 
@@ -116,9 +118,11 @@ def changed(key: str, row: int, **values: Any) -> dict[str, Any]:
         ({**CONTENT, "images": [{"id": 3}]}, "row 0 of 'images' has no valid 'file_name'"),
         ({**CONTENT, "images": [3]}, "row 0 of 'images' is no object"),
         ({**CONTENT, "categories": [{"id": "x", "name": "y"}]}, "row 0 of 'categories' has no valid 'id'"),
-        (changed("annotations", 1, image_id=99), "annotation 2 is of image 99"),
-        (changed("annotations", 1, category_id=2), "annotation 2 is of category 2"),
         (changed("images", 1, file_name="b.jpg"), r"lists the image b\.jpg twice"),
+        (changed("images", 1, file_name="./b.jpg"), r"lists the image b\.jpg twice"),
+        (changed("images", 1, id=7), r"gives b\.jpg and a\.jpg the same id 7"),
+        (changed("images", 1, file_name="a\0.jpg"), r"the image 'a\\x00\.jpg', which is no name"),
+        (changed("images", 1, file_name="\ud800.jpg"), r"the image '\\ud800\.jpg', which is no name"),
     ],
 )
 def test_a_damaged_file_is_told(coco: Callable[..., Path], content: Any, says: str) -> None:
@@ -126,12 +130,84 @@ def test_a_damaged_file_is_told(coco: Callable[..., Path], content: Any, says: s
         CocoSource(coco(instances_train2017=content))
 
 
-@pytest.mark.parametrize("bbox", [None, [1, 2, 3], [1, 2, 3, "x"], "1234"])
-def test_an_annotation_without_a_box_is_named(coco: Callable[..., Path], bbox: Any) -> None:
-    source = CocoSource(coco(instances_train2017=changed("annotations", 0, bbox=bbox)))
+def test_images_that_do_not_exist_are_named(coco: Callable[..., Path]) -> None:
+    images = [
+        {"id": number, "file_name": name}
+        for number, name in enumerate(["c.jpg", "a.jpg", "x/d.jpg", "a.jpg/e.jpg", "f.jpg", "x/b.jpg"])
+    ]
+    root = coco(instances_train2017={**CONTENT, "images": images})
+    (root / "train2017/x").mkdir()
+    (root / "train2017/x/b.jpg").write_bytes(b"")
+    says = r"lists c\.jpg, x/d\.jpg, a\.jpg/e\.jpg and 1 more, and .*train2017 has no such image"
+    with pytest.raises(DataError, match=says):
+        CocoSource(root)
+
+
+def test_faults_of_several_images_are_told_at_once(coco: Callable[..., Path]) -> None:
+    images = [{"id": 1, "file_name": name} for name in ("a.jpg", "b.jpg", "b.jpg")]
+    with pytest.raises(
+        DataError, match=r"gives a\.jpg and b\.jpg the same id 1, lists the image b\.jpg twice;"
+    ):
+        CocoSource(coco(instances_train2017={**CONTENT, "images": images}))
+
+
+def test_names_of_images_are_spelt_one_way(coco: Callable[..., Path]) -> None:
+    root = coco(instances_train2017=changed("images", 1, file_name="./x/..//a.jpg"))
+    image = CocoSource(root).splits["train"][0]
+    assert (image.name, image.path) == ("a.jpg", root / "train2017/a.jpg")
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "says"),
+    [
+        ({"bbox": None}, "unreadable row", "bbox None is not four numbers"),
+        ({"bbox": [1, 2, 3]}, "unreadable row", "bbox [1, 2, 3] is not four numbers"),
+        ({"bbox": [1, 2, 3, "x"]}, "unreadable row", "bbox [1, 2, 3, 'x'] is not four numbers"),
+        ({"bbox": "1234"}, "unreadable row", "bbox '1234' is not four numbers"),
+        ({"bbox": [1, 2, 3, float("nan")]}, "unreadable row", "bbox [1, 2, 3, nan] is not four numbers"),
+        ({"bbox": [1, 2, 3, 10**400]}, "unreadable row", None),
+        ({"category_id": 2}, "unknown class", "category 2 is not listed"),
+        ({"category_id": [1]}, "unknown class", "category [1] is not listed"),
+        ({"category_id": None}, "unknown class", "category None is not listed"),
+    ],
+)
+def test_a_bad_annotation_is_named_and_costs_no_other(
+    coco: Callable[..., Path], values: dict[str, Any], kind: str, says: str | None
+) -> None:
+    source = CocoSource(coco(instances_train2017=changed("annotations", 0, **values)))
     image = source.splits["train"][1]
-    with pytest.raises(DataError, match=r"annotation 1 of b\.jpg has no bbox of four numbers"):
-        source.boxes(image, 200, 100)
+    bad, crowd = source.boxes(image, 200, 100)
+    assert (bad.kind, Path(bad.file).name, bad.line) == (kind, "instances_train2017.json", 0)
+    assert bad.detail.startswith("annotation 1 of b.jpg: ")
+    assert says is None or bad.detail == f"annotation 1 of b.jpg: {says}"
+    assert (crowd.label, crowd.flags) == (0, 1)
+    assert source.lost == {"train": []}
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ({"id": 4, "image_id": 99}, "annotation 4 is of image 99, which is not listed"),
+        ({"id": 4, "image_id": [7]}, "annotation 4 is of image [7], which is not listed"),
+        ({"id": 4}, "annotation 4 is of image None, which is not listed"),
+        ("x", "row 3 of 'annotations' is no object"),
+    ],
+)
+def test_an_annotation_of_no_image_is_named_and_costs_no_other(
+    coco: Callable[..., Path], row: Any, says: str
+) -> None:
+    source = CocoSource(coco(instances_train2017={**CONTENT, "annotations": [*CONTENT["annotations"], row]}))
+    (finding,) = source.lost["train"]
+    assert (finding.kind, finding.detail) == ("unreadable row", says)
+    assert [len(source.boxes(image, 200, 100)) for image in source.splits["train"]] == [1, 2]
+
+
+def test_categories_that_are_not_wanted_are_no_fault(coco: Callable[..., Path]) -> None:
+    source = CocoSource(coco(instances_train2017=changed("annotations", 0, category_id=2)), ["person"])
+    first, second = source.splits["train"]
+    assert source.boxes(first, 100, 100) == []  # a stop sign
+    bad, person = source.boxes(second, 200, 100)
+    assert (bad.kind, person.label) == ("unknown class", 0)
 
 
 def test_splits_that_disagree_about_a_category_are_refused(coco: Callable[..., Path]) -> None:

@@ -1,10 +1,12 @@
+import errno
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from hvdyolo.data.sources.source import UnreadableLabelsError
 from hvdyolo.data.sources.voc import VocSource, read_annotation
-from hvdyolo.utils.errors import DataError, UsageError
+from hvdyolo.utils.errors import DataError, StorageError, UsageError
 
 OBJECT = """  <object>
     <name>{name}</name><difficult>{difficult}</difficult><truncated>{truncated}</truncated>
@@ -85,17 +87,23 @@ def test_given_names_decide_the_numbers(voc: Callable[..., Path]) -> None:
 def test_an_unknown_class_is_named_with_file_and_line(voc: Callable[..., Path]) -> None:
     root = voc({"a": annotation(thing("cat"), thing("cow"))}, {"train": "a\n"})
     source = VocSource(root, ["cat"])
-    with pytest.raises(DataError, match=r"a\.xml:8: class 'cow' is not among the names cat"):
-        source.boxes(source.splits["train"][0], 200, 100)
+    cat, cow = source.boxes(source.splits["train"][0], 200, 100)
+    assert cat.label == 0
+    says = f"{root}/Annotations/a.xml:8: unknown class: class 'cow' is not among the names cat"
+    assert str(cow) == says
 
 
-@pytest.mark.parametrize("box", [("", 1, 2, 3), ("a", 1, 2, 3)])
-def test_an_object_without_a_box_is_named_with_its_line(
-    voc: Callable[..., Path], box: tuple[object, ...]
+@pytest.mark.parametrize("xmin", ["", "a", "nan", "<x>1</x>", None])
+def test_an_object_without_a_box_is_named_with_its_line_and_costs_no_other(
+    voc: Callable[..., Path], xmin: str | None
 ) -> None:
-    source = VocSource(voc({"a": annotation(thing(box=box))}, {"train": "a\n"}))
-    with pytest.raises(DataError, match=r"a\.xml:3: .* no four numbers"):
-        source.boxes(source.splits["train"][0], 200, 100)
+    bad = thing(box=(xmin, 1, 2, 3))
+    text = annotation(bad.replace("<xmin>None</xmin>", ""), thing())
+    root = voc({"a": text}, {"train": "a\n"})
+    source = VocSource(root)
+    row, box = source.boxes(source.splits["train"][0], 200, 100)
+    assert str(row).startswith(f"{root}/Annotations/a.xml:3: unreadable row: the object has no four numbers")
+    assert (box.line, box.cx) == (8, 0.15)
 
 
 def test_an_annotation_may_have_no_objects(voc: Callable[..., Path]) -> None:
@@ -122,12 +130,87 @@ def test_without_lists_there_is_nothing_to_pack(voc: Callable[..., Path]) -> Non
         VocSource(voc({}, {}))
 
 
-@pytest.mark.parametrize("gone", ["JPEGImages/b.jpg", "Annotations/b.xml"])
-def test_a_listed_image_that_is_not_whole_is_named_with_its_line(voc: Callable[..., Path], gone: str) -> None:
-    root = voc({"a": annotation(thing()), "b": annotation(thing())}, {"val": "a\nb\n"})
-    (root / gone).unlink()
-    with pytest.raises(DataError, match=r"val\.txt:2: lists b, and .*(JPEGImages|b\.xml)"):
+def test_listed_images_that_do_not_exist_are_named_with_their_lines(voc: Callable[..., Path]) -> None:
+    root = voc({"a": annotation(thing())}, {"val": "a\nb\n\nc 1\nd\ne\n"})
+    says = (
+        r"val\.txt:2: lists b \(line 2\), c \(line 4\), d \(line 5\) and 1 more, and JPEGImages has no such"
+    )
+    with pytest.raises(DataError, match=says):
         VocSource(root)
+
+
+@pytest.mark.parametrize("dangling", [False, True])
+def test_a_listed_image_without_annotation_is_left_out_and_told(
+    voc: Callable[..., Path], dangling: bool
+) -> None:
+    root = voc({stem: annotation(thing()) for stem in "abcd"}, {"train": "a\nb\n", "val": "c\nd\n"})
+    (root / "Annotations/b.xml").unlink()
+    if dangling:
+        (root / "Annotations/b.xml").symlink_to(root / "nowhere.xml")
+    source = VocSource(root)
+    names = {split: [image.name for image in images] for split, images in source.splits.items()}
+    assert names == {"train": ["a.jpg"], "val": ["c.jpg", "d.jpg"]}
+    (finding,) = source.lost["train"]
+    assert str(finding) == f"{root}/JPEGImages/b.jpg: missing labels: no b.xml"
+    assert source.lost["val"] == source.findings == []
+
+
+def test_annotations_of_other_images_are_refused(voc: Callable[..., Path]) -> None:
+    root = voc({stem: annotation(thing()) for stem in "abcdefg"}, {"train": "\n".join("abcdefg")})
+    for stem in "abdg":
+        (root / f"Annotations/{stem}.xml").unlink()
+    with pytest.raises(
+        DataError, match=r"lacks 4 of the 7 images that .*train\.txt lists \(a, b, d and 1 more\)"
+    ):
+        VocSource(root)
+
+
+def test_orphans_and_images_of_one_name_are_told(voc: Callable[..., Path]) -> None:
+    root = voc({stem: annotation(thing()) for stem in "abc"}, {"train": "a\nb\n"})  # c is in no list
+    (root / "JPEGImages/a.png").write_bytes(b"")
+    (root / "Annotations/bb.xml").write_text(annotation())
+    (root / "Annotations/._a.xml").write_bytes(b"\0")
+    source = VocSource(root)
+    assert [image.name for image in source.splits["train"]] == ["a.jpg", "b.jpg"]
+    assert [str(finding) for finding in source.findings] == [
+        f"{root}/JPEGImages/a.png: ambiguous: the labels of that name go to a.jpg",
+        f"{root}/Annotations/bb.xml: orphan: no image of that name in {root}/JPEGImages",
+    ]
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_name(voc: Callable[..., Path]) -> None:
+    source = VocSource(voc({"a": annotation(thing())}, {"train": "\ufeffa\r\n"}))
+    assert [image.name for image in source.splits["train"]] == ["a.jpg"]
+
+
+def test_names_are_found_in_the_annotations_that_can_be_read(voc: Callable[..., Path]) -> None:
+    root = voc({"a": annotation(thing("cat")), "b": "<annotation>"}, {"train": "a\nb\n"})
+    source = VocSource(root)
+    assert source.names == ("cat",)
+    broken = source.splits["train"][1]
+    for ask in (lambda: source.stated_size(broken), lambda: source.boxes(broken, 200, 100)):
+        with pytest.raises(UnreadableLabelsError) as caught:
+            ask()
+        assert (caught.value.finding.kind, caught.value.finding.line) == ("unreadable labels", 1)
+
+
+def test_where_no_annotation_can_be_read_the_first_are_named(voc: Callable[..., Path]) -> None:
+    root = voc({"a": "", "b": "<annotation>"}, {"train": "a\nb\n"})
+    with pytest.raises(DataError, match=r"No annotation in .* can be read: .*a\.xml:1: .*, .*b\.xml:1: "):
+        VocSource(root)
+
+
+def test_a_file_system_that_fails_costs_no_labels(
+    voc: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = VocSource(voc({"a": annotation(thing())}, {"train": "a\n"}), ["cat"])
+
+    def fail(path: Path) -> bytes:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(Path, "read_bytes", fail)
+    with pytest.raises(StorageError, match=r"cannot read .*a\.xml: Input/output error"):
+        source.boxes(source.splits["train"][0], 200, 100)
 
 
 def test_images_listed_twice_or_in_two_splits_are_told_and_packed_once(voc: Callable[..., Path]) -> None:
@@ -142,7 +225,7 @@ def test_images_listed_twice_or_in_two_splits_are_told_and_packed_once(voc: Call
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("<annotation><object></annotation>", r"x\.xml:1: is not valid XML"),
+        ("<annotation><object></annotation>", r"x\.xml:1: unreadable labels: is not valid XML"),
         ("", "is not valid XML"),
         ('<!DOCTYPE a [<!ENTITY b "c">]><annotation>&b;</annotation>', "declares XML entities"),
         (
@@ -154,7 +237,7 @@ def test_images_listed_twice_or_in_two_splits_are_told_and_packed_once(voc: Call
 )
 def test_broken_and_hostile_xml_is_refused(tmp_path: Path, text: str, says: str) -> None:
     (tmp_path / "x.xml").write_text(text)
-    with pytest.raises(DataError, match=says):
+    with pytest.raises(UnreadableLabelsError, match=says):
         read_annotation(tmp_path / "x.xml")
 
 
