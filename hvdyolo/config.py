@@ -19,7 +19,7 @@ class ModelConfig:
     Random weights if none."""
     freeze: str | None = None
     """What is held fixed, norms' statistics included: rows (`0-9, 12`), `backbone`, `neck`, `head`, patterns
-    of names (`*.bn.*`), with commas between them."""
+    of names (`*.bn.*`), with commas between them. Only what `weights` fill can be."""
     auto_anchor: bool = True
     """Fit the anchors to the training boxes before the first epoch, where those that there are take 98 % of
     the boxes or less (`loss.anchor_threshold`) and fitted ones take more. A description that gives no anchors
@@ -160,7 +160,8 @@ class OptimizerConfig:
     warmup_epochs: float = 3.0
     """Length of the warm-up, epochs."""
     warmup_min_batches: int = 100
-    """The warm-up lasts at least this many batches: small sets have short epochs."""
+    """The warm-up lasts at least this many batches: small sets have short epochs. With batches above the
+    nominal one, at most a fifth of the run."""
     warmup_bias_lr: float = 0.1
     """Learning rate of biases at the first batch; it falls to `lr`. With `adamw` they begin at 0 like all
     else."""
@@ -183,7 +184,8 @@ class TrainConfig:
     epochs: int = 300
     """Passes over the training split."""
     batch: int = 64
-    """Images a batch over all ranks together, so results do not depend on the number of ranks."""
+    """Images a batch over all ranks together, so results do not depend on the number of ranks. At most
+    those of the training split."""
     seed: int = 0
     """Seed of weights, order and augmentation."""
     eval_every: int = 1

@@ -6,6 +6,7 @@ match.
 
 import dataclasses
 import difflib
+import math
 import re
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -31,6 +32,7 @@ _RULES: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
     ("loader.image_size", "at least 32", lambda v: v >= 32),
     ("loader.workers", "0 or more", lambda v: v is None or v >= 0),
     ("loader.prefetch", "at least 1", lambda v: v >= 1),
+    ("loader.max_pixels", "at least 1", lambda v: v >= 1),
     ("augment.mosaic", "0 … 1", lambda v: 0 <= v <= 1),
     ("augment.mosaic_9", "0 … 1", lambda v: 0 <= v <= 1),
     ("augment.degrees", "0 … 180", lambda v: 0 <= v <= 180),
@@ -48,30 +50,48 @@ _RULES: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
     ("augment.hue", "0 … 1", lambda v: 0 <= v <= 1),
     ("augment.saturation", "0 … 1", lambda v: 0 <= v <= 1),
     ("augment.value", "0 … 1", lambda v: 0 <= v <= 1),
+    ("loss.box", "0 or more", lambda v: v >= 0),
+    ("loss.objectness", "0 or more", lambda v: v >= 0),
+    ("loss.classification", "0 or more", lambda v: v >= 0),
+    # At 0 the network would learn to find nothing.
+    ("loss.positive_objectness", "above 0", lambda v: v > 0),
+    ("loss.positive_class", "above 0", lambda v: v > 0),
     ("loss.anchor_threshold", "above 1", lambda v: v > 1),
     ("loss.label_smoothing", "0 or more and below 1", lambda v: 0 <= v < 1),
     ("loss.focal_gamma", "0 … 10", lambda v: 0 <= v <= 10),
     ("optimizer.lr", "above 0", lambda v: v > 0),
+    ("optimizer.lr_final", "0 … 1", lambda v: 0 <= v <= 1),
+    ("optimizer.warmup_epochs", "0 or more", lambda v: v >= 0),
+    ("optimizer.warmup_min_batches", "0 or more", lambda v: v >= 0),
+    ("optimizer.warmup_bias_lr", "0 or more", lambda v: v >= 0),
     ("optimizer.momentum", "above 0 and below 1", lambda v: 0 < v < 1),
     ("optimizer.warmup_momentum", "0 or more and below 1", lambda v: 0 <= v < 1),
     ("optimizer.weight_decay", "0 or more", lambda v: v >= 0),
     ("optimizer.trust_coefficient", "above 0", lambda v: v > 0),
     ("optimizer.nominal_batch", "at least 1", lambda v: v >= 1),
     ("optimizer.clip_norm", "above 0", lambda v: v > 0),
+    ("optimizer.ema_decay", "0 or more and below 1", lambda v: 0 <= v < 1),
+    ("optimizer.ema_ramp", "above 0", lambda v: v > 0),
+    ("evaluation.image_size", "at least 32", lambda v: v is None or v >= 32),
     ("evaluation.batch", "at least 1", lambda v: v >= 1),
     ("evaluation.confidence", "0 … 1", lambda v: 0 <= v <= 1),
     ("evaluation.iou", "0 … 1", lambda v: 0 <= v <= 1),
     ("evaluation.max_boxes", "at least 1", lambda v: v >= 1),
+    ("detect.image_size", "at least 32", lambda v: v is None or v >= 32),
     ("detect.batch", "at least 1", lambda v: v >= 1),
     ("detect.chunk", "at least 1", lambda v: v >= 1),
     ("detect.confidence", "0 … 1", lambda v: 0 <= v <= 1),
     ("detect.iou", "0 … 1", lambda v: 0 <= v <= 1),
     ("detect.max_boxes", "at least 1", lambda v: v >= 1),
+    ("detect.pictures", "0 or more", lambda v: v >= 0),
+    ("detect.max_pixels", "at least 1", lambda v: v >= 1),
+    ("detect.claim_expiry", "above 0", lambda v: v > 0),
     ("distributed.cycle_time", "above 0", lambda v: v is None or v > 0),
     ("distributed.threads", "at least 1", lambda v: v is None or v >= 1),
     ("watchdog.timeout", "above 0", lambda v: v > 0),
     ("watchdog.start_timeout", "above 0", lambda v: v > 0),
-    ("watchdog.lock_expiry", "above 0", lambda v: v > 0),
+    # The counter of a lock moves every 5 seconds: it must be seen to stand still.
+    ("watchdog.lock_expiry", "at least 10", lambda v: v >= 10),
 )
 
 
@@ -112,7 +132,7 @@ def config_from_values(values: Mapping[str, Any]) -> Config:
         found = re.search(r'key "([^"]+)"', str(error))
         key = found.group(1) if found else next(iter(values))
         raise UsageError(f"Setting '{key}' takes {_describe(types[key])}, not {values[key]!r}.") from None
-    _check_ranges(config)
+    check_ranges(config)
     return config
 
 
@@ -129,6 +149,17 @@ def config_as_yaml(config: Config) -> str:
 def config_values(config: Config) -> dict[str, Any]:
     """The configuration as ``section.key`` → value."""
     return _flatten(dataclasses.asdict(config), "")
+
+
+def check_ranges(config: Config) -> None:
+    """Raise a :class:`UsageError` that names the first number out of its range."""
+    values = config_values(config)
+    for key, value in values.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UsageError(f"Setting '{key}' must be a finite number, not {value}.")
+    for key, valid, holds in _RULES:
+        if not holds(values[key]):
+            raise UsageError(f"Setting '{key}' must be {valid}, not {values[key]}.")
 
 
 def shipped_recipes() -> list[str]:
@@ -215,10 +246,3 @@ def _describe(kind: Any) -> str:
         return "one of " + ", ".join(map(str, typing.get_args(kind)))
     parts = [part for part in typing.get_args(kind) if part is not type(None)]
     return " or ".join([*map(_describe, parts), "null"])
-
-
-def _check_ranges(config: Config) -> None:
-    values = config_values(config)
-    for key, valid, holds in _RULES:
-        if not holds(values[key]):
-            raise UsageError(f"Setting '{key}' must be {valid}, not {values[key]}.")

@@ -11,8 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import batch_norm
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from hvdyolo.distributed.communicator import Communicator
+from hvdyolo.utils.errors import UsageError
 
 Sum = Callable[[str, Tensor], Tensor]
 """Sums a tensor over ranks; every rank gives the same name."""
@@ -24,10 +26,24 @@ def convert_sync_batch_norm(model: nn.Module, comm: Communicator) -> int:
     Parameters and buffers stay the same objects under the same names: optimizers, checkpoints and weights
     files do not notice. The model can no longer be copied, because its norms hold ``comm``. One process
     has all images already, and keeps the norms it has.
+
+    Raises:
+        UsageError: a batch norm is of another kind, whose results would go on depending on the ranks; the
+            model is as it was.
     """
     if comm.world.size == 1:
         return 0
-    norms = [(path, module) for path, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)]
+    norms = []
+    # A norm that is used in two places has to be replaced in both.
+    for path, module in model.named_modules(remove_duplicate=False):
+        # A class that is made from it may compute something else.
+        if type(module) is nn.BatchNorm2d and path:
+            norms.append((path, module))
+        elif isinstance(module, _BatchNorm):
+            raise UsageError(
+                f"{path or 'The model'} is a {type(module).__name__}, and only torch's BatchNorm2d, inside a "
+                "model, can look at the images of all ranks; do without batch norm over ranks here."
+            )
     for path, norm in norms:
         parent, _, name = path.rpartition(".")
         setattr(model.get_submodule(parent), name, SyncBatchNorm2d(norm, path, comm.sum))
@@ -43,7 +59,9 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
     """
 
     def __init__(self, norm: nn.BatchNorm2d, name: str, sum_over_ranks: Sum) -> None:
-        super().__init__(norm.num_features, norm.eps, norm.momentum, device="meta")
+        super().__init__(
+            norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats, device="meta"
+        )
         self.weight, self.bias = norm.weight, norm.bias
         self.running_mean, self.running_var = norm.running_mean, norm.running_var
         self.num_batches_tracked = norm.num_batches_tracked
@@ -55,8 +73,14 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         if not self.training:
             return super().forward(x)
         moments = self._moments(x)
-        self._track(moments)
-        return _Normalise.apply(x, self.weight, self.bias, moments, self.eps, self._sum_gradients)  # type: ignore[no-any-return, no-untyped-call]
+        if self.track_running_stats:
+            self._track(moments)
+        weight: Tensor = self.weight
+        bias: Tensor = self.bias
+        if not self.affine:
+            weight = x.new_ones(x.shape[1], dtype=torch.promote_types(x.dtype, torch.float32))
+            bias = torch.zeros_like(weight)
+        return _Normalise.apply(x, weight, bias, moments, self.eps, self._sum_gradients)  # type: ignore[no-any-return, no-untyped-call]
 
     @torch.no_grad()
     def _moments(self, x: Tensor) -> "_Moments":
@@ -81,11 +105,14 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
-        assert self.momentum is not None
         unbiased = moments.variance * (moments.count / (moments.count - 1))
         self.num_batches_tracked.add_(1)
-        self.running_mean.lerp_(moments.mean.to(self.running_mean.dtype), self.momentum)
-        self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)
+        for running, value in ((self.running_mean, moments.mean), (self.running_var, unbiased)):
+            if self.momentum is None:  # then they are the means over all batches so far
+                share = self.num_batches_tracked.to(running.dtype).reciprocal()
+                running.lerp_(value.to(running.dtype), share)
+            else:
+                running.lerp_(value.to(running.dtype), self.momentum)
 
     def _sum_gradients(self, sums: Tensor) -> Tensor:
         return self._sum(f"{self._name}: gradients", sums)

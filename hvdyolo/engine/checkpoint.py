@@ -48,6 +48,8 @@ class TrainingState:
         anchors: what was found of the anchors before the first epoch, for `derived.json`; ``None``: nothing.
         class_scores: the latest evaluations for image weighting: epochs that were done, and each class's AP.
         scaler: of the loss in fp16, as torch's ``GradScaler`` gives its state; empty where there is none.
+        network: what `model.description` said; ``None``: a checkpoint from before it was kept.
+        weights: what was taken from `model.weights`, for `derived.json`; ``None``: nothing.
     """
 
     step: int
@@ -62,6 +64,8 @@ class TrainingState:
     anchors: dict[str, Any] | None = None
     class_scores: Sequence[tuple[int, Sequence[float]]] = field(default_factory=list)
     scaler: dict[str, Any] = field(default_factory=dict)
+    network: dict[str, Any] | None = None
+    weights: dict[str, Any] | None = None
 
     @property
     def best_score(self) -> BestScore:

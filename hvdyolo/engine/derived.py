@@ -1,18 +1,18 @@
 """What follows from the settings, the data and the launch: told, and kept beside the settings of a run."""
 
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from hvdyolo.config import Config
+from hvdyolo.config import Config, OptimizerConfig
 from hvdyolo.data.reader import PackedSplit
 from hvdyolo.engine.input_size import InputSizes
 from hvdyolo.engine.job import Job
 from hvdyolo.engine.journal import LOGGER
 from hvdyolo.engine.schedule import TrainingSchedule
-from hvdyolo.engine.transfer import Transfer
 from hvdyolo.models.build import DetectionModel
 from hvdyolo.settings import config_as_yaml
 from hvdyolo.utils.files import write_atomically, write_json
@@ -45,13 +45,13 @@ def of_launch(job: Job, workers: int, colours: str, keeps_memory: bool) -> dict[
 
 
 def of_model(
-    model: DetectionModel, transfer: Transfer | None, anchors: dict[str, Any] | None
+    model: DetectionModel, weights: dict[str, Any] | None, anchors: dict[str, Any] | None
 ) -> dict[str, Any]:
     """From the network, what it took from other weights and what was found of its anchors."""
     return {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "frozen_parameters": sum(p.numel() for p in model.parameters() if not p.requires_grad),
-        "weights": None if transfer is None else asdict(transfer),
+        "weights": weights,
         "anchors": {"pixels": model.anchors_pixels.tolist(), **(anchors or {})},
     }
 
@@ -87,3 +87,21 @@ def record(run: Path, config: Config, derived: dict[str, Any]) -> None:
     )  # fmt: skip
     if derived["binding"] == "lifted":
         LOGGER.info("mpirun had bound each rank to fewer cores, unasked; that was lifted (--bind-to none)")
+    for doubt in doubts(config, derived):
+        LOGGER.warning("%s", doubt)
+
+
+def doubts(config: Config, derived: dict[str, Any]) -> Iterator[str]:
+    """What is allowed, and was probably not meant."""
+    settings = config.optimizer
+    batches = config.train.epochs * derived["batches_per_epoch"]
+    if derived["warmup_batches"] >= batches:
+        yield (
+            f"the warm-up of {derived['warmup_batches']} batches does not end within the {batches} of this "
+            "run; lower optimizer.warmup_min_batches or warmup_epochs, or train longer"
+        )
+    if settings.name == "adamw" and settings.lr == OptimizerConfig().lr:
+        yield (
+            f"adamw with optimizer.lr {settings.lr:g} and weight_decay {settings.weight_decay:g}: the "
+            "defaults are for sgd, and 0.001 and 0.05 suit adamw (docs/training.md)"
+        )

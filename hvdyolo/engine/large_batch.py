@@ -9,7 +9,8 @@ from dataclasses import replace
 
 from hvdyolo.config import OptimizerConfig
 
-_LONGEST_WARMUP = 0.2  # of the run
+LONGEST_WARMUP = 0.2
+"""Of a run, if its batches are large: what is set for a nominal batch may grow to so much."""
 
 
 def settings_for_batch(
@@ -41,7 +42,7 @@ def settings_for_batch(
         ),
         clip_norm=settings.clip_norm * growth,
         warmup_epochs=min(
-            settings.warmup_epochs * root, max(settings.warmup_epochs, _LONGEST_WARMUP * epochs)
+            settings.warmup_epochs * root, max(settings.warmup_epochs, LONGEST_WARMUP * epochs)
         ),
         warmup_bias_lr=0.0 if adamw else settings.warmup_bias_lr / growth,
         ema_decay=settings.ema_decay**growth,

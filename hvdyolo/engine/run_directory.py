@@ -1,9 +1,13 @@
 """A run directory: what is in it and who may use it."""
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from hvdyolo.config import Config
 from hvdyolo.engine.checkpoint import TrainingState, latest_checkpoint, read_state, verify_checkpoint
+from hvdyolo.models.description import read_description
 from hvdyolo.settings import config_values
 from hvdyolo.utils.errors import MismatchError, UsageError
 
@@ -24,6 +28,11 @@ _FREE_KEYS = (
     # Of a run that stopped early, more patience is a way to go on.
     "train.patience",
 )
+
+
+def starts_afresh(run: Path, resume: str) -> bool:
+    """Whether there is nothing that :func:`choose_checkpoint` could find."""
+    return resume in ("auto", "never") and not any((run / "checkpoints").glob("step-*"))
 
 
 def choose_checkpoint(run: Path, resume: str) -> Path | None:
@@ -57,10 +66,11 @@ def choose_checkpoint(run: Path, resume: str) -> Path | None:
 
 
 def read_matching_state(path: Path, config: Config, dataset: str) -> TrainingState:
-    """The state of a checkpoint, if it belongs to this configuration and dataset.
+    """The state of a checkpoint, if it belongs to this configuration, network and dataset.
 
     Raises:
         MismatchError: it does not; names the differences.
+        UsageError: there is no network of this description.
     """
     state = read_state(path)
     if state.dataset != dataset:
@@ -80,7 +90,37 @@ def read_matching_state(path: Path, config: Config, dataset: str) -> TrainingSta
             f"{path} belongs to another configuration ({'; '.join(differences)}); "
             "give the same settings, or another --run."
         )
-    return state
+    network = describe_network(config)
+    # Of a checkpoint that does not tell, the description is taken to be what it was.
+    there, here = _parts(state.network or network), _parts(network)
+    changed = [part for part in there | here if there.get(part) != here.get(part)]
+    if changed:
+        was, became = there.get(changed[0], "nothing"), here.get(changed[0], "nothing")
+        raise MismatchError(
+            f"{path} belongs to another network than {config.model.description} now describes "
+            f"({changed[0]}: {was} there, {became} here); give the same description, or another --run."
+        )
+    return replace(state, network=network)
+
+
+def describe_network(config: Config) -> dict[str, Any]:
+    """What checkpoints keep of a description, whose file may be edited while its name stays.
+
+    Raises:
+        UsageError: there is none.
+    """
+    # The number of classes is the data's, whatever the file says.
+    return {key: value for key, value in read_description(config.model.description).items() if key != "nc"}
+
+
+def _parts(network: Mapping[str, Any]) -> dict[str, Any]:
+    """A description as it is told where it differs, rows numbered through."""
+    rows = [*network["backbone"], *network["head"]]
+    return {
+        **{key: value for key, value in network.items() if key not in ("backbone", "head")},
+        "rows of the backbone": len(network["backbone"]),
+        **{f"row {number}": row for number, row in enumerate(rows)},
+    }
 
 
 def _is_free(key: str) -> bool:

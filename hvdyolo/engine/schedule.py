@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 from hvdyolo.config import OptimizerConfig
-from hvdyolo.engine.large_batch import settings_for_batch
+from hvdyolo.engine.large_batch import LONGEST_WARMUP, settings_for_batch
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,11 @@ class TrainingSchedule:
     def warmup_batches(self) -> int:
         """Batches over which rates, momentum and accumulation ramp up."""
         by_epochs = round(self.resolved.warmup_epochs * self.batches)
-        return max(by_epochs, self.settings.warmup_min_batches) if by_epochs else 0
+        least = self.settings.warmup_min_batches
+        # Large batches make few of a run: so many may be all of it, and the rate would never be reached.
+        if self.batch > self.settings.nominal_batch:
+            least = min(least, round(LONGEST_WARMUP * self.epochs * self.batches))
+        return max(by_epochs, least) if by_epochs else 0
 
     @property
     def accumulation(self) -> int:

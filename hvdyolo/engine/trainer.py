@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -203,14 +203,21 @@ class Trainer:
     def _report(self) -> Report:
         """What the other ranks are told with the next step's counts."""
         due = self.comm.world.size > 1 and self.learner.step % _STEPS_BETWEEN_COMPARISONS == 0
-        weights = weights_digest(self.learner.model) if due else no_digest()
+        weights = weights_digest(*self._same_on_all_ranks) if due else no_digest()
         return Report(self.stop.requested, self._losses, weights)
 
     def _require_agreement(self, weights_agree: bool) -> None:
         """Raise an :class:`InternalError` that names the first parameter that differs, and the ranks."""
         if not weights_agree:
             # Of parameters only: running statistics are each rank's own until they are averaged.
-            self.comm.check_equal(dict(self.learner.model.named_parameters()))
+            model, average = (dict(part.named_parameters()) for part in self._same_on_all_ranks)
+            averages = {f"the moving average of {name}": value for name, value in average.items()}
+            self.comm.check_equal(model | averages)
+
+    @property
+    def _same_on_all_ranks(self) -> tuple[nn.Module, nn.Module]:
+        """What is learnt, and its moving average, which is what gets scored and saved."""
+        return self.learner.model, self.learner.average.model
 
     def _stop_before(self, step: StepRange) -> None:
         self._save_checkpoint(step.epoch, step.first)
@@ -260,11 +267,11 @@ class Trainer:
                 nor saved.
         """
         self.beacon.beat("average statistics", self.learner.step, waits=True)
-        model, average = self.learner.model, self.learner.average.model
+        model, average = self._same_on_all_ranks
         self.comm.average_running_statistics(model)
         self.comm.average_running_statistics(average)
         spoiled = first_non_finite(average) or first_non_finite(model)
-        report = torch.cat([weights_digest(model), torch.tensor([float(spoiled is not None)])])
+        report = torch.cat([weights_digest(model, average), torch.tensor([float(spoiled is not None)])])
         total = self.comm.sum("weights", report)
         self._require_agreement(all_agree(total[:-1]))
         if total[-1] > 0:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch.optim import Optimizer
 
-from hvdyolo.config import Config
+from hvdyolo.config import Config, ModelConfig
 from hvdyolo.data.loader import TrainLoader, with_colours
 from hvdyolo.data.reader import PackedSplit
 from hvdyolo.data.worker_count import with_workers
@@ -31,10 +31,10 @@ from hvdyolo.engine.learner import Learner
 from hvdyolo.engine.optimizer import build_optimizer
 from hvdyolo.engine.precision import gradient_scaler
 from hvdyolo.engine.preemption import StopRequest
-from hvdyolo.engine.run_directory import choose_checkpoint, read_matching_state
+from hvdyolo.engine.run_directory import choose_checkpoint, describe_network, read_matching_state
 from hvdyolo.engine.schedule import StepRange, TrainingSchedule
 from hvdyolo.engine.trainer import Trainer
-from hvdyolo.engine.training_inputs import Inputs, check
+from hvdyolo.engine.training_inputs import Inputs, check, check_weights
 from hvdyolo.engine.training_parts import (
     build_assigner,
     build_image_weighting,
@@ -58,6 +58,7 @@ def train(config: Config, data: Path, run: Path, resume: str, dry_run: bool) -> 
     """
     with open_job(config) as job:
         check_devices(job.comm, job.device)
+        on_first_rank(job.comm, "weights", lambda: check_weights(config.model, run, resume))
         stage = None if dry_run else config.loader.stage
         inputs = on_every_rank(job.comm, "check", lambda: check(config, data, stage, job))
         if dry_run:
@@ -82,9 +83,10 @@ def train_attempt(config: Config, inputs: Inputs, run: Path, resume: str, job: J
     start = on_first_rank(comm, "choose checkpoint", lambda: _find_start(config, run, resume, training))
     epochs = start.epochs(config)
     attempt.step, attempt.epoch = start.state.step, min(start.state.epoch, epochs - 1)
-    model, transfer = _build_model(config, training, comm)
+    model = _build_model(config, training)
     if start.checkpoint is None:
-        start = start.noting(anchors=check_anchors(config, model, transfer, training, comm))
+        transfer = _take_weights(config.model, model, comm)
+        start = start.noting(transfer, check_anchors(config, model, transfer, training, comm))
     sizes = build_input_sizes(config, schedule, model)
     learner = _build_learner(config, training, model, schedule, sizes, start, job)
     state = start.state
@@ -114,7 +116,7 @@ def train_attempt(config: Config, inputs: Inputs, run: Path, resume: str, job: J
             values = (
                 derived.of_data(training)
                 | derived.of_launch(job, loader.workers, augment.colours, keeps_memory)
-                | derived.of_model(model, transfer, state.anchors)
+                | derived.of_model(model, state.weights, state.anchors)
                 | derived.of_steps(schedule, sizes, learner.class_weights)
             )
             derived.record(run, config, values)
@@ -145,10 +147,11 @@ class _Start:
     state: TrainingState
     checkpoint: Path | None
 
-    def noting(self, anchors: AnchorCheck | None) -> "_Start":
-        """With what has been found of the anchors."""
+    def noting(self, transfer: Transfer | None, anchors: AnchorCheck | None) -> "_Start":
+        """With what has been taken from other weights, and found of the anchors."""
+        taken = None if transfer is None else asdict(transfer)
         found = None if anchors is None else asdict(anchors)
-        return replace(self, state=replace(self.state, anchors=found))
+        return replace(self, state=replace(self.state, weights=taken, anchors=found))
 
     def epochs(self, config: Config) -> int:
         """Epochs to train in all: a run that has stopped early has none left."""
@@ -168,27 +171,31 @@ def _find_start(config: Config, run: Path, resume: str, training: PackedSplit) -
         ema_updates=0,
         dataset=training.dataset_id,
         config=config_values(config),
+        network=describe_network(config),
     )
     return _Start(fresh, None)
 
 
-def _build_model(
-    config: Config, training: PackedSplit, comm: Communicator
-) -> tuple[DetectionModel, Transfer | None]:
-    """The model that starts to learn, and what it has from ``model.weights``."""
+def _build_model(config: Config, training: PackedSplit) -> DetectionModel:
+    """The model with random weights."""
     torch.manual_seed(config.train.seed)
     model = build_model(config.model.description, len(training.names), names=training.names)
     model.image_size = config.loader.image_size
     model.data_digest = training.dataset_id
-    transfer = None
-    if config.model.weights is not None:
-        weights = Path(config.model.weights)
-        transfer = on_every_rank(comm, "weights", lambda: transfer_weights(weights, model))
-        LOGGER.info("took %d of %d tensors from %s", transfer.taken, transfer.total, weights)
-        for name, reason in transfer.left.items():
-            LOGGER.info("  not %s: %s", name, reason)
     freeze(model, config.model.freeze or "")
-    return model, transfer
+    return model
+
+
+def _take_weights(config: ModelConfig, model: DetectionModel, comm: Communicator) -> Transfer | None:
+    """Fill ``model`` from ``model.weights``, if there are any."""
+    if config.weights is None:
+        return None
+    weights = Path(config.weights)
+    transfer = on_every_rank(comm, "weights", lambda: transfer_weights(weights, model))
+    LOGGER.info("took %d of %d tensors from %s", transfer.taken, transfer.total, weights)
+    for name, reason in transfer.left.items():
+        LOGGER.info("  not %s: %s", name, reason)
+    return transfer
 
 
 def _build_learner(

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from hvdyolo.config import Config
+from hvdyolo.config import Config, ModelConfig
 from hvdyolo.data.loader import check_packages
 from hvdyolo.data.manifest import read_manifest
 from hvdyolo.data.order import BatchPlan
@@ -16,6 +16,7 @@ from hvdyolo.engine.compilation import check_compilation
 from hvdyolo.engine.image_weighting import check_image_weighting
 from hvdyolo.engine.input_size import check_image_size
 from hvdyolo.engine.job import Job
+from hvdyolo.engine.run_directory import starts_afresh
 from hvdyolo.engine.training_parts import build_plan, build_schedule
 from hvdyolo.engine.transfer import freeze, read_lr_factors
 from hvdyolo.models.build import DetectionModel, build_model
@@ -52,14 +53,23 @@ def check(config: Config, data: Path, stage: str | None, job: Job) -> Inputs:
             f"train.batch is {config.train.batch}, too few for {size} ranks, for each needs an image: "
             "raise it or start fewer ranks."
         )
+    images = manifest.splits["train"].samples
+    if config.train.batch > images:
+        raise UsageError(
+            f"train.batch is {config.train.batch}, and there are {images} images to train on: lower it to "
+            f"{images} or less."
+        )
     with torch.device("meta"):
         model = build_model(config.model.description, len(manifest.names))
     check_image_size("loader.image_size", config.loader.image_size, model)
     if config.evaluation.image_size is not None:
         check_image_size("evaluation.image_size", config.evaluation.image_size, model)
-    if config.model.weights is not None and not Path(config.model.weights).is_file():
-        raise UsageError(f"model.weights: there is no file {config.model.weights}.")
     check_parts(config, model)
+    if config.model.freeze and config.model.weights is None:
+        raise UsageError(
+            f"model.freeze '{config.model.freeze}' would hold random values fixed: give model.weights to "
+            "start from, or freeze nothing."
+        )
     check_packages(config.augment)
     check_compilation(config.train, job.device, several_sizes=config.augment.multi_scale > 0)
     outlines = config.augment.copy_paste > 0
@@ -70,6 +80,15 @@ def check(config: Config, data: Path, stage: str | None, job: Job) -> Inputs:
     plan = build_plan(config, len(training))
     check_image_weighting(config, build_schedule(config, plan))
     return Inputs(training, validation, plan)
+
+
+def check_weights(model: ModelConfig, run: Path, resume: str) -> None:
+    """Raise a :class:`UsageError` if the file of weights to start from is missing.
+
+    A run that goes on has them in its checkpoint: a requeued job does not need what it has begun with.
+    """
+    if model.weights is not None and starts_afresh(run, resume) and not Path(model.weights).is_file():
+        raise UsageError(f"model.weights: there is no file {model.weights}.")
 
 
 def check_parts(config: Config, model: DetectionModel) -> None:

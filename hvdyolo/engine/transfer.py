@@ -38,7 +38,7 @@ def transfer_weights(path: Path, model: DetectionModel) -> Transfer:
     its own.
 
     Raises:
-        UsageError: no parameter agrees.
+        UsageError: no parameter agrees, or one that the model holds fixed is not there.
         DataError: the file is damaged or of no use.
     """
     source, target = read_weights(path).state_dict(), model.state_dict()
@@ -55,6 +55,12 @@ def transfer_weights(path: Path, model: DetectionModel) -> Transfer:
         left[anchors] = "other anchors, of a head that does not fit"
     if all(name in left for name, _ in model.named_parameters()):
         raise UsageError(f"No tensor of {path} fits this model; choose weights of a like model.")
+    for name, parameter in model.named_parameters():
+        if name in left and not parameter.requires_grad:
+            raise UsageError(
+                f"model.freeze would hold {name} at random values, for {path} has nothing that fits it "
+                f"({left[name]}); freeze less, or choose other weights."
+            )
     model.load_state_dict({name: source[name] for name in target if name not in left}, strict=False)
     return Transfer(len(target) - len(left), len(target), left)
 

@@ -164,8 +164,10 @@ def test_other_weights_with_a_frozen_backbone(launch, synthetic, tmp_path) -> No
                 assert value.equal(found[key]), key
     assert not last["model.13.cv1.conv.weight"].equal(start.state_dict()["model.13.cv1.conv.weight"])
     assert not last["model.13.cv1.bn.running_mean"].equal(start.state_dict()["model.13.cv1.bn.running_mean"])
+    weights.unlink()  # a requeued job needs it no more: its checkpoint has all
     again = launch(words(synthetic, run, *more))
     assert again.code == 0, again.output
+    assert json.loads((run / "derived.json").read_text())["weights"] == derived["weights"]
     assert launch(words(synthetic, run)).code == 78
 
 

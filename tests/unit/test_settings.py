@@ -1,5 +1,8 @@
 """Where settings come from, and what is said when they are wrong."""
 
+import typing
+from dataclasses import replace
+from math import inf, nan
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +11,7 @@ import yaml
 
 from hvdyolo.config import Config
 from hvdyolo.settings import (
+    check_ranges,
     config_as_yaml,
     config_values,
     read_config,
@@ -101,6 +105,8 @@ def test_a_saved_configuration_reads_back_equal(tmp_path: Path) -> None:
         (["--augment.perspective", "0.3"], "'augment.perspective' must be 0 … 0.25"),
         (["--augment.multi_scale", "1"], "'augment.multi_scale' must be 0 … 0.5"),
         (["--augment.mosaic_9", "-1"], "'augment.mosaic_9' must be 0 … 1"),
+        (["--optimizer.ema_ramp", "0"], "'optimizer.ema_ramp' must be above 0, not 0"),
+        (["--loss.box", ".inf"], "'loss.box' must be a finite number, not inf"),
         (["--optimizer.name", "adam"], "one of sgd, adamw, lars"),
         (["--optimizer.momentum", "1"], "'optimizer.momentum' must be above 0 and below 1"),
         (["--loss.focal_gamma", "-1"], "'loss.focal_gamma' must be 0 … 10"),
@@ -114,6 +120,68 @@ def test_a_mistake_is_one_sentence_with_the_way_out(words: list[str], says: str)
         read_config(None, words)
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def changed(key: str, value: Any) -> Config:
+    """The defaults but for one: reading each from words takes a tenth of a second."""
+    section, name = key.split(".")
+    return replace(Config(), **{section: replace(getattr(Config(), section), **{name: value})})
+
+
+def numeric_keys() -> list[str]:
+    return [
+        f"{section}.{key}"
+        for section, keys in typing.get_type_hints(Config).items()
+        for key, kind in typing.get_type_hints(keys).items()
+        if {kind, *typing.get_args(kind)} & {int, float}
+    ]
+
+
+@pytest.mark.parametrize("key", numeric_keys())
+def test_no_number_is_below_all_sense(key: str) -> None:
+    """A field without a range would be found when training divides by it, or never."""
+    with pytest.raises(UsageError, match=rf"'{key}' must be .*, not -1000000"):
+        check_ranges(changed(key, -1000000))
+
+
+def test_all_fields_that_are_numbers_are_tried() -> None:
+    values = config_values(Config())
+    numbers = {key for key, value in values.items() if type(value) in (int, float)}
+    assert set(numeric_keys()) == numbers | {
+        "train.patience", "loader.workers", "evaluation.image_size", "detect.image_size",
+        "distributed.cycle_time", "distributed.threads",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("key", "lowest", "highest", "refused"),
+    [
+        ("optimizer.ema_ramp", 1e-9, 1e9, [0]),
+        ("optimizer.ema_decay", 0, 0.999999, [-1e-9, 1, 2]),
+        ("optimizer.lr_final", 0, 1, [-1, 1.01]),
+        ("optimizer.warmup_epochs", 0, 1e6, [-1, inf]),
+        ("optimizer.warmup_min_batches", 0, 10**9, [-1]),
+        ("optimizer.warmup_bias_lr", 0, 1, [-3, nan]),
+        ("loss.box", 0, 100, [-1, nan, inf]),
+        ("loss.objectness", 0, 100, [-1, nan]),
+        ("loss.classification", 0, 100, [-1, -inf]),
+        ("loss.positive_class", 1e-9, 100, [-1, 0]),
+        ("loss.positive_objectness", 1e-9, 100, [-1, 0]),
+        ("loader.max_pixels", 1, 10**10, [0]),
+        ("detect.max_pixels", 1, 10**10, [0]),
+        ("detect.pictures", 0, 10**6, [-1]),
+        ("detect.claim_expiry", 0.1, 1e6, [0]),
+        ("watchdog.lock_expiry", 10, 1e6, [0, 5]),
+        ("evaluation.image_size", 32, 10**4, [0]),
+        ("detect.image_size", 32, 10**4, [0]),
+    ],
+)
+def test_ends_of_ranges(key: str, lowest: float, highest: float, refused: list[Any]) -> None:
+    for value in (lowest, highest):
+        check_ranges(changed(key, value))
+    for value in refused:
+        with pytest.raises(UsageError, match=rf"'{key}' must be"):
+            check_ranges(changed(key, value))
 
 
 def test_an_unknown_recipe_names_the_nearest() -> None:

@@ -18,6 +18,19 @@ def test_warmup_is_the_longer_of_epochs_and_batches() -> None:
     assert schedule(warmup_epochs=0.0).warmup_batches == 0
 
 
+def test_warmup_of_large_batches_is_at_most_a_fifth_of_the_run() -> None:
+    # 205 images for 60 epochs. In batches up to the nominal one as published, whatever is left after it.
+    assert schedule(epochs=60, batches=13, batch=16).warmup_batches == 100
+    assert schedule(epochs=60, batches=4, batch=64).warmup_batches == 100
+    # A fifth of 120 batches: 3 epochs times the root of 2 are only 8.
+    assert schedule(epochs=60, batches=2, batch=128).warmup_batches == 24
+    assert schedule(epochs=60, batches=1, batch=205).warmup_batches == 12
+    # Long enough for the published least; what is set in epochs stays, however short the run.
+    assert schedule(epochs=300, batches=2, batch=128).warmup_batches == 100
+    assert schedule(epochs=10, batches=2, batch=128).warmup_batches == 6
+    assert schedule(epochs=10, batches=2, batch=128, warmup_epochs=0.0).warmup_batches == 0
+
+
 def test_accumulation_reaches_the_nominal_batch() -> None:
     assert schedule(batch=16).accumulation == 4
     assert schedule(batch=24).accumulation == 3  # 64 / 24 = 2.67

@@ -77,6 +77,19 @@ def test_nothing_that_fits(tmp_path: Path) -> None:
         transfer_weights(saved(tmp_path, built()), build_model(description, 3))
 
 
+def test_what_is_frozen_must_be_there(tmp_path: Path) -> None:
+    weights = saved(tmp_path, built(classes=5))
+    target = built(classes=2)
+    freeze(target, "head")
+    before = {name: value.clone() for name, value in target.state_dict().items()}
+    says = r"model\.24\.m\.0\.weight at random .*\(30, 64, 1, 1\) there, \(21, 64, 1, 1\) here\); freeze less"
+    with pytest.raises(UsageError, match=says):
+        transfer_weights(weights, target)
+    assert all(value.equal(before[name]) for name, value in target.state_dict().items())
+    freeze(target, "backbone, neck")
+    assert transfer_weights(weights, target).taken == 343
+
+
 def test_no_weights_at_all(tmp_path: Path) -> None:
     for name in ("a.safetensors", "a.pt"):
         (tmp_path / name).write_bytes(b"nothing")

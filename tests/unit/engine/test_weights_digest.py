@@ -30,6 +30,14 @@ def test_one_bit_of_one_weight_on_one_rank_does_not() -> None:
     assert not all_agree(999 * weights_digest(model) + weights_digest(other))
 
 
+def test_one_bit_of_a_second_model_does_not_either() -> None:
+    model, average, other = small_model(0), small_model(1), small_model(1)
+    assert all_agree(3 * weights_digest(model, average))
+    with torch.no_grad():
+        other[1].bias[3] = 1e-30
+    assert not all_agree(2 * weights_digest(model, average) + weights_digest(model, other))
+
+
 def test_running_statistics_may_differ() -> None:
     model, other = small_model(), small_model()
     other[1].running_mean.fill_(3)

@@ -1,0 +1,79 @@
+"""What a run starts from, and what is refused before anything is built."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from small_training import attempt, configuration, one_thread_job, saved
+
+from hvdyolo.config import Config
+from hvdyolo.engine import training
+from hvdyolo.engine.derived import doubts
+from hvdyolo.engine.training_inputs import check_weights
+from hvdyolo.models.build import build_model, save_model
+from hvdyolo.settings import read_config
+from hvdyolo.utils.errors import UsageError
+
+SMALL = ["--model.description", "yolov5n", "--loader.image_size", "64", "--train.batch", "40"]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--train.batch", "41"], "train.batch is 41, and there are 40 images to train on: lower it to 40"),
+        (
+            ["--model.freeze", "backbone"],
+            "model.freeze 'backbone' would hold random values fixed: give model.w",
+        ),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(synthetic: Path, words: list[str], says: str) -> None:
+    with one_thread_job() as job:
+        assert training.check(read_config(None, SMALL), synthetic, None, job).plan.batches_per_epoch == 1
+        with pytest.raises(UsageError) as caught:
+            training.check(read_config(None, [*SMALL, *words]), synthetic, None, job)
+    assert says in str(caught.value)
+
+
+def test_a_run_goes_on_without_the_file_it_began_with(
+    synthetic: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, run, weights = configuration(tmp_path), tmp_path / "run", tmp_path / "start.safetensors"
+    torch.manual_seed(5)
+    start = build_model(config.model.description, 7)
+    save_model(start, weights)
+    config = replace(config, model=replace(config.model, weights=str(weights), freeze="backbone"))
+    with one_thread_job() as job:
+        check_weights(config.model, run, "auto")
+        attempt(config, synthetic, run, job, 1, monkeypatch)
+        first = json.loads((run / "derived.json").read_text())["weights"]
+        weights.unlink()
+        check_weights(config.model, run, "auto")
+        assert attempt(config, synthetic, run, job, 1, monkeypatch) == 2
+    assert 0 < first["taken"] < first["total"]
+    assert json.loads((run / "derived.json").read_text())["weights"] == first
+    frozen = start.state_dict()["model.0.conv.weight"].numpy().tobytes()
+    assert saved(run)["model: model.0.conv.weight"] == frozen
+    with pytest.raises(UsageError, match=r"model\.weights: there is no file .*start"):
+        check_weights(config.model, tmp_path / "other", "auto")
+
+
+def told(*words: str, warmup_batches: int = 99) -> list[str]:
+    config = read_config(None, ["--train.epochs", "20", *words])
+    return list(doubts(config, {"batches_per_epoch": 5, "warmup_batches": warmup_batches}))
+
+
+def test_a_warmup_that_takes_the_whole_run_is_told() -> None:
+    assert told() == []
+    (doubt,) = told(warmup_batches=100)
+    assert "warm-up of 100 batches does not end within the 100 of this run" in doubt
+
+
+def test_adamw_at_the_rate_of_sgd_is_told() -> None:
+    (doubt,) = told("--optimizer.name", "adamw")
+    assert "0.001 and 0.05 suit adamw" in doubt
+    assert told("--optimizer.name", "adamw", "--optimizer.lr", "0.001") == []
+    assert told("--optimizer.name", "lars") == []
+    assert Config().optimizer.lr == 0.01
