@@ -65,11 +65,6 @@ def check(config: Config, data: Path, stage: str | None, job: Job) -> Inputs:
     if config.evaluation.image_size is not None:
         check_image_size("evaluation.image_size", config.evaluation.image_size, model)
     check_parts(config, model)
-    if config.model.freeze and config.model.weights is None:
-        raise UsageError(
-            f"model.freeze '{config.model.freeze}' would hold random values fixed: give model.weights to "
-            "start from, or freeze nothing."
-        )
     check_packages(config.augment)
     check_compilation(config.train, job.device, several_sizes=config.augment.multi_scale > 0)
     outlines = config.augment.copy_paste > 0
