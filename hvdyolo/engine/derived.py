@@ -101,9 +101,7 @@ def doubts(config: Config, derived: dict[str, Any]) -> Iterator[str]:
             "run; lower optimizer.warmup_min_batches or warmup_epochs, or train longer"
         )
     if config.model.freeze and config.model.weights is None:
-        yield (
-            f"model.freeze '{config.model.freeze}' holds random values fixed; give model.weights to start from"
-        )
+        yield (f"model.freeze '{config.model.freeze}' holds random values fixed; give model.weights too")
     if settings.name == "adamw" and settings.lr == OptimizerConfig().lr:
         yield (
             f"adamw with optimizer.lr {settings.lr:g} and weight_decay {settings.weight_decay:g}: the "

@@ -63,7 +63,7 @@ def test_a_warmup_that_takes_the_whole_run_is_told() -> None:
 
 def test_random_values_that_are_held_fixed_are_told() -> None:
     (doubt,) = told("--model.freeze", "backbone")
-    assert "model.freeze 'backbone' holds random values fixed; give model.weights" in doubt
+    assert "model.freeze 'backbone' holds random values fixed; give model.weights too" in doubt
     assert told("--model.freeze", "backbone", "--model.weights", "some.safetensors") == []
 
 
