@@ -100,6 +100,11 @@ def doubts(config: Config, derived: dict[str, Any]) -> Iterator[str]:
             f"the warm-up of {derived['warmup_batches']} batches does not end within the {batches} of this "
             "run; lower optimizer.warmup_min_batches or warmup_epochs, or train longer"
         )
+    if config.train.batch > derived["samples"]:
+        yield (
+            f"train.batch is {config.train.batch}, and there are {derived['samples']} images to train on: "
+            "the rest of each batch is empty, and rates are those of a full one; lower it"
+        )
     if config.model.freeze and config.model.weights is None:
         yield (f"model.freeze '{config.model.freeze}' holds random values fixed; give model.weights too")
     if settings.name == "adamw" and settings.lr == OptimizerConfig().lr:

@@ -53,12 +53,6 @@ def check(config: Config, data: Path, stage: str | None, job: Job) -> Inputs:
             f"train.batch is {config.train.batch}, too few for {size} ranks, for each needs an image: "
             "raise it or start fewer ranks."
         )
-    images = manifest.splits["train"].samples
-    if config.train.batch > images:
-        raise UsageError(
-            f"train.batch is {config.train.batch}, and there are {images} images to train on: lower it to "
-            f"{images} or less."
-        )
     with torch.device("meta"):
         model = build_model(config.model.description, len(manifest.names))
     check_image_size("loader.image_size", config.loader.image_size, model)

@@ -49,5 +49,5 @@ def test_they_are_accepted_and_resolve_to_the_table(
     found = schedule.resolved
     assert (found.lr, found.weight_decay, found.clip_norm) == pytest.approx((lr, decay, clip))
     assert schedule.warmup_batches == warmup
-    derived = {"batches_per_epoch": batches, "warmup_batches": schedule.warmup_batches}
+    derived = {"samples": COCO_IMAGES, "batches_per_epoch": batches, "warmup_batches": warmup}
     assert list(doubts(config, derived)) == []

@@ -9,22 +9,11 @@ import torch
 from small_training import attempt, configuration, one_thread_job, saved
 
 from hvdyolo.config import Config
-from hvdyolo.engine import training
 from hvdyolo.engine.derived import doubts
 from hvdyolo.engine.training_inputs import check_weights
 from hvdyolo.models.build import build_model, save_model
 from hvdyolo.settings import read_config
 from hvdyolo.utils.errors import UsageError
-
-SMALL = ["--model.description", "yolov5n", "--loader.image_size", "64", "--train.batch", "40"]
-
-
-def test_a_batch_beyond_the_split_is_refused(synthetic: Path) -> None:
-    with one_thread_job() as job:
-        assert training.check(read_config(None, SMALL), synthetic, None, job).plan.batches_per_epoch == 1
-        with pytest.raises(UsageError) as caught:
-            training.check(read_config(None, [*SMALL, "--train.batch", "41"]), synthetic, None, job)
-    assert "train.batch is 41, and there are 40 images to train on: lower it to 40" in str(caught.value)
 
 
 def test_a_run_goes_on_without_the_file_it_began_with(
@@ -52,7 +41,14 @@ def test_a_run_goes_on_without_the_file_it_began_with(
 
 def told(*words: str, warmup_batches: int = 99) -> list[str]:
     config = read_config(None, ["--train.epochs", "20", *words])
-    return list(doubts(config, {"batches_per_epoch": 5, "warmup_batches": warmup_batches}))
+    derived = {"samples": 300, "batches_per_epoch": 5, "warmup_batches": warmup_batches}
+    return list(doubts(config, derived))
+
+
+def test_a_batch_beyond_the_split_is_told() -> None:
+    assert told("--train.batch", "300") == []
+    (doubt,) = told("--train.batch", "301")
+    assert "train.batch is 301, and there are 300 images to train on" in doubt
 
 
 def test_a_warmup_that_takes_the_whole_run_is_told() -> None:
