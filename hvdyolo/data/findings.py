@@ -10,7 +10,8 @@ MEANINGS = {
     "tiny": "boxes of less than 2 pixels, kept",
     "mask": "outlines given as a mask of pixels (RLE), left out; their boxes are kept",
     "polygon": "polygons of fewer than three points or far outside, left out; their boxes are kept",
-    "unreadable": "images that cannot be decoded, left out",
+    "unreadable": "images that cannot be decoded or have too many pixels, left out",
+    "damaged": "damaged images, of which some pixels are lost, left out",
     "rotated": "images with an EXIF orientation",
     "resolution": "images of another size than their annotation says",
     "large": "images of more pixels than training takes by default, kept",
@@ -21,7 +22,10 @@ MEANINGS = {
 }
 """Kinds of findings and what became of them, in the order of the report."""
 
-LOSSES = ("degenerate", "outside", "duplicate", "polygon", "unreadable", "orphan")
+LEFT_OUT = ("unreadable", "damaged")
+"""Kinds by which an image is not in the packed data; they end a packing that was not told to go on."""
+
+LOSSES = ("degenerate", "outside", "duplicate", "polygon", *LEFT_OUT, "orphan")
 """Kinds by which something of the source is not in the packed data."""
 
 
