@@ -25,6 +25,7 @@ UPRIGHT = 1
 """The EXIF orientation of an image that is stored as one sees it."""
 
 _JPEG_START = b"\xff\xd8\xff"
+_ICON_START = b"\0\0\1\0"
 # Of JPEGs whose pixels both decoders give alike. Inks (CMYK, YCCK) are turned into colours differently.
 _FAST_COLOURS = ("YCbCr", "Gray")
 _INKS = ("CMYK", "YCCK")
@@ -260,6 +261,8 @@ def _refuse_damage(encoded: bytes, max_pixels: int) -> None:
 
 
 def _open(encoded: bytes | memoryview, max_pixels: int) -> Image.Image:
+    if encoded[: len(_ICON_START)] == _ICON_START:
+        raise DataError("is an icon, which Pillow decodes to know its size; convert it")
     try:
         image = Image.open(io.BytesIO(encoded))
     except UnidentifiedImageError:

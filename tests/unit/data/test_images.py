@@ -144,6 +144,13 @@ def test_of_a_bomb_no_pixel_is_decoded(options: dict[str, Any], decoded_pngs: li
     assert decoded_pngs == [(1001, 1000)]  # it would have been seen
 
 
+def test_icons_are_refused_undecoded(decoded_pngs: list[Any]) -> None:
+    """Theirs is another size than that of the PNG in them."""
+    with pytest.raises(DataError, match="is an icon"):
+        open_image(save(Image.new("L", (64, 64)), "ICO"), PLENTY)
+    assert decoded_pngs == []
+
+
 def test_pillows_own_limit_is_told_as_ours() -> None:
     with pytest.raises(ImageTooLargeError):
         decode(png_header(100_000, 100_000), 10**12)
