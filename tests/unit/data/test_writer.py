@@ -163,10 +163,11 @@ from hvdyolo.utils.errors import StorageError
 
 out = pathlib.Path(sys.argv[1])
 samples = pickle.load(sys.stdin.buffer)
+description = ShardDescription("val", 3, ("cat", "dog", "emu"), {"quality": 95})
 for limit in map(int, sys.argv[2:]):
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
     try:
-        with ShardWriter(out / "a.h5", ShardDescription("val", 3, ("cat", "dog", "emu"), {"quality": 95}), out) as writer:
+        with ShardWriter(out / "a.h5", description, out) as writer:
             for sample in samples:
                 writer.add(sample)
         print(limit, "written")
