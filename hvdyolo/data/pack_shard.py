@@ -1,6 +1,7 @@
 """Making one shard: its images are checked, labelled and written, and what was found is told in a report."""
 
 import json
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -102,7 +103,8 @@ def make_shard(order: ShardOrder, tell: Callable[[int], None]) -> None:
     entries: list[bytes] = []
     source_bytes = 0
     description = ShardDescription(task.split, task.number, order.names, settings.of_shards())
-    with ShardWriter(order.out / task.file, description, order.work) as writer:
+    with warnings.catch_warnings(), ShardWriter(order.out / task.file, description, order.work) as writer:
+        warnings.filterwarnings("ignore", module=r"PIL\.")  # what is wrong with an image is in the report
         for first in range(0, len(order.images), _GROUP):
             group = slice(first, first + _GROUP)
             packed = pack_images(order.labels, order.images[group], task.places[group], settings)

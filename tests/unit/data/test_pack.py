@@ -3,6 +3,7 @@ import os
 import shutil
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -786,6 +787,19 @@ def test_images_above_the_default_limit_of_training_are_told(
     pack(root, tmp_path / "out", "--max-pixels", 8000 * 8001)
     findings = json.loads((tmp_path / "out" / "lint.json").read_text())["findings"]
     assert [Path(finding["file"]).name for finding in findings if finding["kind"] == "large"] == ["large.png"]
+
+
+def test_pillow_does_not_speak(
+    folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It warns of images of half as many pixels as it refuses."""
+    root = folder(train=2)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2000)
+    with pytest.warns(Image.DecompressionBombWarning):
+        Image.open(root / "images/train/000.jpg")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert pack(root, tmp_path / "out") == 0
 
 
 def test_the_same_drawn_data_packs_to_the_same_bytes_anywhere(tmp_path: Path) -> None:
