@@ -10,7 +10,11 @@ from typing import Any
 
 
 class MemoryFile(io.RawIOBase):
-    """Keeps each write as it came: a large hole takes no room. For few writes, which reads look through."""
+    """Keeps each write as it came: a large hole takes no room. For few writes, which reads look through.
+
+    Attributes:
+        size: of the file, bytes.
+    """
 
     def __init__(self) -> None:
         self._writes: list[tuple[int, bytes]] = []

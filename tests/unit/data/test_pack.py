@@ -339,8 +339,9 @@ def test_what_stopped_a_packing_is_cured_and_it_goes_on(
 
 
 @pytest.mark.usefixtures("many_shards")
+@pytest.mark.parametrize("ranks_again", [1, 3])
 def test_of_a_source_that_changed_meanwhile_only_those_shards_are_made_again(
-    folder: Callable[..., Path], tmp_path: Path, made: list[str]
+    folder: Callable[..., Path], tmp_path: Path, made: list[str], ranks_again: int
 ) -> None:
     """Finished ones too, whose labels or images were changed, and whatever the size of these is now."""
     root = folder(train=40)
@@ -357,9 +358,12 @@ def test_of_a_source_that_changed_meanwhile_only_those_shards_are_made_again(
     image = root / "images/train" / shards[3][-1]
     image.write_bytes(good)  # of another size
     made.clear()
-    assert pack(root, tmp_path / "out", *words) == 0
-    again = [made[number].split("-")[1] for number in range(3)]
-    assert again == ["00001", "00003", "00007"]
+    ranks = [
+        lambda rank=rank: pack(root, tmp_path / "out", *words, rank=rank, size=ranks_again)
+        for rank in range(ranks_again)
+    ]
+    assert in_threads(*ranks) == [0] * ranks_again
+    assert sorted(int(name.split("-")[1]) for name in made) == [1, 3, *range(7, len(shards))]
     pack(root, tmp_path / "fresh", *words)
     assert contents(tmp_path / "out") == contents(tmp_path / "fresh")
 
