@@ -135,7 +135,7 @@ def test_what_the_decoder_calls_damage_after_a_bit_has_flipped_is_found(bccd: Pa
     photographs = sorted((bccd / "JPEGImages").iterdir())
     random = np.random.default_rng(0)
     found = 0
-    for _ in range(300):
+    for _ in range(200):
         raw = bytearray(photographs[random.integers(len(photographs))].read_bytes())
         raw[random.integers(raw.index(b"\xff\xda"), len(raw))] ^= 1 << random.integers(8)
         told = strictly(bytes(raw))
@@ -146,7 +146,7 @@ def test_what_the_decoder_calls_damage_after_a_bit_has_flipped_is_found(bccd: Pa
             error = caught
         assert (error is not None) == (told != "" and "before marker 0xd9" not in told), told
         found += error is not None
-    assert found > 60
+    assert found > 40
 
 
 def strictly(encoded: bytes) -> str:

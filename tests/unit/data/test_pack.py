@@ -312,7 +312,7 @@ def images_of_shards(root: Path, scratch: Path, *more: object) -> list[list[str]
 def test_what_stopped_a_packing_is_cured_and_it_goes_on(
     folder: Callable[..., Path], tmp_path: Path, made: list[str], cure: str
 ) -> None:
-    root = folder(train=40)
+    root = folder(train=24)
     draw_polygons(root)
     words = ("--shard-mb", 1, *(["--polygons"] if "polygons" in cure else []))
     shards = images_of_shards(root, tmp_path / "scratch", *words)
@@ -335,7 +335,7 @@ def test_what_stopped_a_packing_is_cured_and_it_goes_on(
     assert {path: path.stat().st_mtime_ns for path in finished} == finished
     pack(root, tmp_path / "fresh", *words)
     assert contents(tmp_path / "out") == contents(tmp_path / "fresh")
-    assert len(PackedSplit(tmp_path / "out", "train")) == 40 - (cure == "skip")
+    assert len(PackedSplit(tmp_path / "out", "train")) == 24 - (cure == "skip")
 
 
 @pytest.mark.usefixtures("many_shards")
@@ -344,7 +344,7 @@ def test_of_a_source_that_changed_meanwhile_only_those_shards_are_made_again(
     folder: Callable[..., Path], tmp_path: Path, made: list[str], ranks_again: int
 ) -> None:
     """Finished ones too, whose labels or images were changed, and whatever the size of these is now."""
-    root = folder(train=40)
+    root = folder(train=24)
     words = "--shard-mb", 1
     shards = images_of_shards(root, tmp_path / "scratch", *words)
     stopper = root / "images/train" / shards[7][0]
@@ -372,7 +372,7 @@ def test_of_a_source_that_changed_meanwhile_only_those_shards_are_made_again(
 def test_a_source_that_becomes_so_much_smaller_leaves_no_shard_behind(
     folder: Callable[..., Path], tmp_path: Path
 ) -> None:
-    root = folder(train=40)
+    root = folder(train=24)
     stopper = root / "images/train/007.jpg"
     good = stopper.read_bytes()
     stopper.write_bytes(bytes(100_000))
@@ -393,7 +393,7 @@ def test_shards_that_left_images_out_are_made_again_where_these_are_wanted(
     encode: Callable[..., bytes],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    root = folder(train=40)
+    root = folder(train=24)
     small, large = ("--max-pixels", 64 * 48), ("--max-pixels", 64 * 49)
     words = "--shard-mb", 1, "--skip-unreadable"
     shards = images_of_shards(root, tmp_path / "scratch", *words)
