@@ -344,7 +344,7 @@ def test_of_a_source_that_changed_meanwhile_only_those_shards_are_made_again(
     folder: Callable[..., Path], tmp_path: Path, made: list[str], ranks_again: int
 ) -> None:
     """Finished ones too, whose labels or images were changed, and whatever the size of these is now."""
-    root = folder(train=24)
+    root = folder(train=40)
     words = "--shard-mb", 1
     shards = images_of_shards(root, tmp_path / "scratch", *words)
     stopper = root / "images/train" / shards[7][0]
