@@ -1,7 +1,7 @@
 """Writing a long run of bytes into a file, in large blocks, while more of it is being made."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -43,11 +43,12 @@ class BlockWriter:
         self._block.append(rest)
         self._room -= len(rest)
 
-    def finish(self, offset: int) -> None:
-        """Write the rest, and sync the file with all that others wrote into it.
+    def finish(self, offset: int, around: Iterable[tuple[int, bytes]] = ()) -> None:
+        """Write the rest, and sync the file.
 
         Args:
             offset: of the first piece; another than announced only if there was less than a block.
+            around: what else is to be in the file, and at which offsets.
 
         Raises:
             OSError: not all could be written.
@@ -57,6 +58,8 @@ class BlockWriter:
         else:
             self._writing.result()
         _write_block(self._descriptor, self._block, self._offset)
+        for place, piece in around:
+            _write_block(self._descriptor, [memoryview(piece)], place)
         os.fsync(self._descriptor)
 
     def __enter__(self) -> "BlockWriter":

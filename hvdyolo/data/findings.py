@@ -12,7 +12,8 @@ MEANINGS = {
     "tiny": "boxes of less than 2 pixels, kept",
     "mask": "outlines given as a mask of pixels (RLE), left out; their boxes are kept",
     "polygon": "polygons of fewer than three points or far outside, left out; their boxes are kept",
-    "unreadable": "images that cannot be decoded, left out",
+    "unreadable": "images that cannot be decoded or have too many pixels, left out",
+    "damaged": "damaged images, of which some pixels are lost, left out",
     "unreadable labels": "images whose label file cannot be understood, left out",
     "missing labels": "listed images without an annotation file, left out",
     "ambiguous": "images named like another one but for the suffix, left out",
@@ -26,6 +27,9 @@ MEANINGS = {
 }
 """Kinds of findings and what became of them, in the order of the report."""
 
+LEFT_OUT = ("unreadable", "damaged")
+"""Kinds by which an image is not in the packed data; they end a packing that was not told to go on."""
+
 LOSSES = (
     "unreadable row",
     "unknown class",
@@ -33,7 +37,7 @@ LOSSES = (
     "outside",
     "duplicate",
     "polygon",
-    "unreadable",
+    *LEFT_OUT,
     "unreadable labels",
     "missing labels",
     "ambiguous",

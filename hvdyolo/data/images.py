@@ -8,6 +8,7 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from hvdyolo.data.jpeg_damage import loses_pixels, without_notes
 from hvdyolo.data.jpeg_top import first_rows
 from hvdyolo.ops.letterbox import FILL, Letterbox
 from hvdyolo.utils.errors import DataError
@@ -24,8 +25,14 @@ UPRIGHT = 1
 """The EXIF orientation of an image that is stored as one sees it."""
 
 _JPEG_START = b"\xff\xd8\xff"
+_ICON_START = b"\0\0\1\0"
 # Of JPEGs whose pixels both decoders give alike. Inks (CMYK, YCCK) are turned into colours differently.
 _FAST_COLOURS = ("YCbCr", "Gray")
+_INKS = ("CMYK", "YCCK")
+# At an eighth of its size a JPEG is decoded sooner, and found damaged exactly if it is at full size: damage
+# shows in markers and in entropy-coded data, of which every bit is read for any size. What is saved are
+# transforms and colours, which cannot fail.
+_AN_EIGHTH = {"min_height": 1, "min_width": 1, "min_factor": 8}
 _ORIENTATION = 0x0112  # EXIF tag
 # The last of the rows that are decoded may differ from what it is beside the next one.
 _ROWS_BEYOND = 2
@@ -33,6 +40,10 @@ _ROWS_BEYOND = 2
 
 class ImageTooLargeError(DataError):
     """The header of an image announces more pixels than are allowed."""
+
+
+class DamagedImageError(DataError):
+    """An image can be decoded, but the decoder had to make some of its pixels up."""
 
 
 @dataclass(frozen=True)
@@ -80,44 +91,52 @@ class OpenedImage:
     header: ImageHeader
     _encoded: bytes
     _image: Image.Image
+    _max_pixels: int
 
-    def check(self, max_pixels: int) -> None:
-        """Find out whether :meth:`load` would fail, in half its time for most JPEGs.
+    def check(self) -> None:
+        """Find out whether it is whole, in half the time of :meth:`load` for most JPEGs.
 
         Raises:
-            DataError, ImageTooLargeError: as :meth:`load`.
+            DamagedImageError: pixels are lost.
+            DataError: it cannot be decoded at all.
         """
-        if _decode_fast(self._encoded, max_pixels, eighth=True) is None:
-            _load(self._image, max_pixels)
+        if _decode_fast(self._encoded, self._max_pixels, eighth=True) is None:
+            _load(self._image)
+            _refuse_damage(self._encoded, self._max_pixels)
 
-    def load(self, max_pixels: int) -> LoadedImage:
+    def load(self, *, whole: bool) -> LoadedImage:
         """Decode it.
 
+        Args:
+            whole: refuse it where :meth:`check` would; otherwise lost pixels of a JPEG are grey, or whatever
+                the decoder makes of what is there.
+
         Raises:
-            DataError: it is damaged.
-            ImageTooLargeError: it has more than ``max_pixels``, which is told before it is decoded.
+            DamagedImageError: pixels are lost.
+            DataError: it cannot be decoded at all.
         """
         if self.header.exif_orientation == UPRIGHT:
-            fast = _decode_fast(self._encoded, max_pixels)
+            fast = _decode_fast(self._encoded, self._max_pixels)
             if fast is not None:
                 return LoadedImage(self.header, fast)
-        _load(self._image, max_pixels)
+        _load(self._image)
+        if whole:
+            _refuse_damage(self._encoded, self._max_pixels)
         return LoadedImage(self.header, self._image)
 
 
-def open_image(encoded: bytes) -> OpenedImage:
+def open_image(encoded: bytes, max_pixels: int) -> OpenedImage:
     """Read the header of an encoded image.
+
+    The orientation of a PNG may be told after its pixels. Where none is told before, they are decoded here
+    already, and not again by :meth:`OpenedImage.load`.
 
     Raises:
         DataError: it is no image that Pillow knows.
+        ImageTooLargeError: it has more than ``max_pixels``, which is told before anything is decoded.
     """
-    image = _open(encoded)
-    return OpenedImage(_header(image), encoded, image)
-
-
-def read_header(encoded: bytes) -> ImageHeader:
-    """As :func:`open_image`, the header alone."""
-    return open_image(encoded).header
+    image = _open(encoded, max_pixels)
+    return OpenedImage(_header(image), encoded, image, max_pixels)
 
 
 def decode(encoded: bytes | memoryview, max_pixels: int) -> Pixels:
@@ -132,8 +151,8 @@ def decode(encoded: bytes | memoryview, max_pixels: int) -> Pixels:
     fast = _decode_fast(encoded, max_pixels)
     if fast is not None:
         return fast
-    image = _open(encoded)
-    _load(image, max_pixels)
+    image = _open(encoded, max_pixels)
+    _load(image)
     return _rgb(image)
 
 
@@ -159,7 +178,7 @@ def decode_top(
 
 def decode_upright(encoded: bytes, max_pixels: int) -> Pixels:
     """Like :func:`decode`, turned as its EXIF orientation says: for images that were not packed."""
-    return open_image(encoded).load(max_pixels).pixels(upright=True)
+    return open_image(encoded, max_pixels).load(whole=False).pixels(upright=True)
 
 
 def resize(image: Pixels, width: int, height: int) -> Pixels:
@@ -191,17 +210,11 @@ def encode_jpeg(image: Pixels, quality: int = 95) -> bytes:
 
 
 def _decode_fast(encoded: bytes | memoryview, max_pixels: int, *, eighth: bool = False) -> Pixels | None:
-    """The pixels of an ordinary, undamaged JPEG; ``None``: everything else, and every error, is Pillow's.
-
-    At an ``eighth`` of its size a JPEG is decoded sooner, and found damaged exactly if it is at full size:
-    damage shows in markers and in entropy-coded data, of which every bit is read for any size. What is
-    saved are transforms and colours, which cannot fail.
-    """
+    """The pixels of an ordinary, undamaged JPEG; ``None``: everything else, and every error, is Pillow's."""
     if _size_of_fast(encoded, max_pixels) is None:
         return None
-    smaller = {"min_height": 1, "min_width": 1, "min_factor": 8} if eighth else {}
     try:
-        pixels: Pixels = simplejpeg.decode_jpeg(encoded, "RGB", **smaller)
+        pixels: Pixels = simplejpeg.decode_jpeg(encoded, "RGB", **(_AN_EIGHTH if eighth else {}))
     except ValueError:
         return None
     return pixels
@@ -220,9 +233,38 @@ def _size_of_fast(encoded: bytes | memoryview, max_pixels: int) -> tuple[int, in
     return height, width
 
 
-def _open(encoded: bytes | memoryview) -> Image.Image:
+def _refuse_damage(encoded: bytes, max_pixels: int) -> None:
+    """Raise a :class:`DamagedImageError` for a JPEG of which libjpeg says that pixels are lost."""
+    if not encoded.startswith(_JPEG_START):
+        return
+    bare = without_notes(encoded)
     try:
-        return Image.open(io.BytesIO(encoded))
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(bare, strict=False)
+    except ValueError:
+        return
+    if height * width > max_pixels:
+        return
+    to = "CMYK" if colours in _INKS else "RGB"
+    try:
+        simplejpeg.decode_jpeg(bare, to, **_AN_EIGHTH)
+    except ValueError as error:
+        warning = str(error)
+    else:
+        return
+    if not loses_pixels(warning):
+        return
+    try:
+        simplejpeg.decode_jpeg(bare, to, strict=False, **_AN_EIGHTH)
+    except ValueError:
+        return  # no warning: a kind that only Pillow decodes
+    raise DamagedImageError(f"is damaged: {warning}")
+
+
+def _open(encoded: bytes | memoryview, max_pixels: int) -> Image.Image:
+    if encoded[: len(_ICON_START)] == _ICON_START:
+        raise DataError("is an icon, which Pillow decodes to know its size; convert it")
+    try:
+        image = Image.open(io.BytesIO(encoded))
     except UnidentifiedImageError:
         raise DataError("is not an image") from None
     except Image.DecompressionBombError as error:
@@ -231,13 +273,14 @@ def _open(encoded: bytes | memoryview) -> Image.Image:
         raise  # says nothing about the image
     except Exception as error:  # decoders that are fed damaged bytes raise anything
         raise DataError(f"cannot be read: {_reason(error)}") from None
-
-
-def _load(image: Image.Image, max_pixels: int) -> None:
     if image.width * image.height > max_pixels:
         raise ImageTooLargeError(
             f"has {image.width} x {image.height} pixels, more than the limit of {max_pixels}"
         )
+    return image
+
+
+def _load(image: Image.Image) -> None:
     if image.mode in ("I", "F"):
         raise DataError("has pixels of 32 bits, and nothing says which of them is white; convert it")
     try:
@@ -251,6 +294,8 @@ def _load(image: Image.Image, max_pixels: int) -> None:
 def _header(image: Image.Image) -> ImageHeader:
     try:
         orientation = int(image.getexif().get(_ORIENTATION, UPRIGHT))
+    except MemoryError:
+        raise  # says nothing about the image
     except Exception:
         orientation = UPRIGHT  # damaged EXIF data is not the image
     if not 1 <= orientation <= 8:

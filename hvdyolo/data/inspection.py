@@ -24,10 +24,16 @@ _QUANTILES = (0.0, 0.05, 0.5, 0.95, 1.0)
 
 @dataclass(frozen=True)
 class _View:
-    """Samples of one split that are looked at."""
+    """Samples of one split that are looked at.
+
+    Attributes:
+        files: of the first and the last shard.
+        samples: none in a shard whose images were all left out.
+    """
 
     name: str
     split: PackedSplit
+    files: Sequence[str]
     samples: range
 
 
@@ -36,7 +42,7 @@ def main(arguments: Sequence[str]) -> int:
     options = _parse(arguments)
     root, shard = (options.path.parent, options.path.name) if options.path.is_file() else (options.path, None)
     for view in _views(root, options.split, shard):
-        for line in _describe(view, root):
+        for line in _describe(view):
             sys.stdout.write(line + "\n")
         if options.out is not None:
             make_directory(options.out)
@@ -92,21 +98,25 @@ def _views(root: Path, wanted: str | None, shard: str | None) -> Iterator[_View]
         for record in info.shards:
             samples = range(first, first + record.samples)
             if record.file == shard:
-                yield _View(name, PackedSplit(root, name, outlines=outlined), samples)
+                yield _View(name, PackedSplit(root, name, outlines=outlined), [shard], samples)
             first += record.samples
         if shard is None and wanted in (None, name):
-            yield _View(name, PackedSplit(root, name, outlines=outlined), range(first))
+            files = sorted({info.shards[0].file, info.shards[-1].file})
+            yield _View(name, PackedSplit(root, name, outlines=outlined), files, range(first))
 
 
-def _describe(view: _View, root: Path) -> Iterator[str]:
-    split = view.split
-    files = sorted({split.shard_file(view.samples[0]), split.shard_file(view.samples[-1])})
+def _describe(view: _View) -> Iterator[str]:
+    split, files = view.split, " … ".join(view.files)
+    if not view.samples:
+        yield f"{view.name}: no images, {files}"
+        yield f"  dataset {split.dataset_id}"
+        return
     labels = np.concatenate([split.labels(index) for index in view.samples])
     flags = np.concatenate([split.flags(index) for index in view.samples])
     sizes = np.array([split.size(index) for index in view.samples])
     pixels = np.concatenate([split.labels(index)[:, 3:5] * split.size(index)[::-1] for index in view.samples])
     counts = np.array([len(split.labels(index)) for index in view.samples])
-    yield f"{view.name}: {len(view.samples)} images, {len(labels)} boxes, {' … '.join(files)}"
+    yield f"{view.name}: {len(view.samples)} images, {len(labels)} boxes, {files}"
     yield f"  dataset {split.dataset_id}"
     yield f"  {'quantiles':20}" + "".join(f"{quantile:>9.0%}" for quantile in _QUANTILES)
     yield _quantiles("image width", sizes[:, 1])

@@ -17,12 +17,14 @@ from typing import NoReturn
 
 from hvdyolo.data.findings import Finding
 from hvdyolo.data.format import MANIFEST_NAME, polygons_name
+from hvdyolo.data.images import MOST_PIXELS
 from hvdyolo.data.label_losses import check_losses
 from hvdyolo.data.lint import REPORT_NAME, summary, write_report
 from hvdyolo.data.manifest import Manifest, build_manifest, write_manifest
 from hvdyolo.data.pack_output import WORK, abandon_output, claim_output
 from hvdyolo.data.pack_plan import PackSettings, ShardTask, follow_plan, make_plan, plan_exists
 from hvdyolo.data.pack_progress import Progress
+from hvdyolo.data.pack_resume import discard_outdated
 from hvdyolo.data.pack_shards import ShardPacker
 from hvdyolo.data.polygon_file import PolygonsRecord, join_polygons
 from hvdyolo.data.read_back import read_back
@@ -68,6 +70,7 @@ def main(arguments: Sequence[str], rank: int = 0, size: int = 1) -> int:
         quality=options.quality,
         shard_bytes=options.shard_mb * _BYTES_A_MIB,
         skip_unreadable=options.skip_unreadable,
+        max_pixels=options.max_pixels,
         polygons=options.polygons,
     )
     packed = pack(
@@ -104,13 +107,13 @@ def pack(
         InternalError: another rank has died.
     """
     work = out / WORK
-    if rank == 0:
-        claim_output(out)
+    made = claim_output(out) if rank == 0 else []
     try:
         with Team(work, rank, size) as team:
             source = open_source()
             if rank == 0:
                 tasks = make_plan(source, settings, work)
+                discard_outdated(out, work, tasks, settings)
                 team.begin()
             elif team.await_beginning(is_over=(out / MANIFEST_NAME).exists):
                 tasks = follow_plan(source, work)
@@ -123,7 +126,7 @@ def pack(
             packed = _finish(source, tasks, packer, out, settings, team) if rank == 0 else None
     except BaseException:
         if size == 1 and not plan_exists(work):
-            abandon_output(out)
+            abandon_output(out, made)
         raise
     if rank == 0:
         shutil.rmtree(work, ignore_errors=True)
@@ -231,13 +234,21 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--names", type=lambda text: text.split(","), help="class names, comma-separated")
     parser.add_argument("--polygons", action="store_true", help="keep them, for augment.copy_paste")
     parser.add_argument("--skip-unreadable", action="store_true", help="leave out broken images")
+    parser.add_argument(
+        "--max-pixels",
+        type=int,
+        default=PackSettings.max_pixels,
+        help=f"refuse larger images (default: {PackSettings.max_pixels}, that of training)",
+    )
     options = parser.parse_args(arguments)
-    for name in ("imgsz", "shard_mb", "workers"):
+    for name in ("imgsz", "shard_mb", "workers", "max_pixels"):
         value = getattr(options, name)
         if value is not None and value < 1:
             raise UsageError(f"--{name.replace('_', '-')} must be at least 1, not {value}.")
     if options.polygons and options.source == "voc":
         raise UsageError("--polygons: annotations of VOC have boxes alone; leave it out.")
+    if options.max_pixels > MOST_PIXELS:
+        raise UsageError(f"--max-pixels must be at most {MOST_PIXELS}, not {options.max_pixels}.")
     if not 1 <= options.quality <= 100:
         raise UsageError(f"--quality must be 1 … 100, not {options.quality}.")
     return options

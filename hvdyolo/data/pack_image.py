@@ -7,9 +7,10 @@ from hvdyolo.config import LoaderConfig
 from hvdyolo.data.findings import Finding
 from hvdyolo.data.format import MOST_PIXELS_A_SIDE
 from hvdyolo.data.images import (
-    MOST_PIXELS,
     UPRIGHT,
+    DamagedImageError,
     ImageHeader,
+    ImageTooLargeError,
     LoadedImage,
     OpenedImage,
     Pixels,
@@ -88,7 +89,7 @@ def _open(image: SourceImage, settings: PackSettings) -> _Opened | PackedImage:
     encoded = b""
     try:
         encoded = _read(image)
-        return _Opened(image, encoded, open_image(encoded))
+        return _Opened(image, encoded, open_image(encoded, settings.max_pixels))
     except DataError as error:
         return _left_out(image, error, len(encoded), settings)
 
@@ -108,18 +109,20 @@ def _load(image: OpenedImage, settings: PackSettings) -> LoadedImage | None:
     """``None`` if it is certain to keep its bytes; it is checked all the same."""
     shrink = settings.max_side is not None and max(image.header.upright_size) > settings.max_side
     if shrink or image.header.exif_orientation != UPRIGHT:
-        return image.load(MOST_PIXELS)
+        return image.load(whole=True)
     # A broken image is found here, not in the night's training.
-    image.check(MOST_PIXELS)
+    image.check()
     return None
 
 
 def _left_out(image: SourceImage, error: DataError, source_bytes: int, settings: PackSettings) -> PackedImage:
     if not settings.skip_unreadable:
+        cure = "raise --max-pixels" if isinstance(error, ImageTooLargeError) else "repair it"
         raise DataError(
-            f"{image.path} {error}; repair or remove it, or leave such images out with --skip-unreadable."
+            f"{image.path} {error}; {cure}, or leave such images out with --skip-unreadable."
         ) from None
-    return PackedImage(None, None, [Finding("unreadable", str(image.path), 0, str(error))], source_bytes)
+    kind = "damaged" if isinstance(error, DamagedImageError) else "unreadable"
+    return PackedImage(None, None, [Finding(kind, str(image.path), 0, str(error))], source_bytes)
 
 
 def _label(labels: Labels, stored: _Stored, sample_id: int, settings: PackSettings) -> PackedImage:

@@ -4,6 +4,8 @@ What is unfinished lies in a folder of its own, until the manifest makes the res
 """
 
 import shutil
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from hvdyolo.data.format import MANIFEST_NAME
@@ -13,8 +15,11 @@ from hvdyolo.utils.files import make_directory
 WORK = ".packing"
 
 
-def claim_output(out: Path) -> None:
+def claim_output(out: Path) -> list[Path]:
     """Make ``out`` and the folder of unfinished work in it.
+
+    Returns:
+        The folders above that one that were not there before, the innermost first.
 
     Raises:
         MismatchError: there is something else.
@@ -25,14 +30,17 @@ def claim_output(out: Path) -> None:
             raise MismatchError(f"{out} already holds a packed dataset; give another --out or remove it.")
         if not (out / WORK).is_dir():
             raise MismatchError(f"{out} is not empty and no unfinished packing; give another --out.")
+    made = [folder for folder in (out, *out.parents) if not folder.exists()]
     make_directory(out)
     make_directory(out / WORK)
     for leftover in out.glob(".*.tmp"):  # of a report or manifest whose writing was killed
         leftover.unlink(missing_ok=True)
+    return made
 
 
-def abandon_output(out: Path) -> None:
-    """Leave no trace of a packing that did not begin."""
+def abandon_output(out: Path, made: Sequence[Path]) -> None:
+    """Leave no trace of a packing that did not begin; ``made`` is what :func:`claim_output` returned."""
     shutil.rmtree(out / WORK, ignore_errors=True)
-    if not any(out.iterdir()):
-        out.rmdir()
+    with suppress(OSError):  # somebody else put something there
+        for folder in made:
+            folder.rmdir()

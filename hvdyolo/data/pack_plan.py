@@ -1,14 +1,16 @@
 """Which image goes into which shard: decided once, by rank 0, from the source and the settings alone."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xxhash
 
+from hvdyolo.config import LoaderConfig
 from hvdyolo.data.division import divide
 from hvdyolo.data.format import VERSION, shard_name
 from hvdyolo.data.images import RESAMPLING
@@ -24,13 +26,14 @@ _SHUFFLE_SEED = 0
 
 @dataclass(frozen=True)
 class PackSettings:
-    """How images are packed; part of the manifest.
+    """How images are packed.
 
     Attributes:
         max_side: images with a longer side are shrunk to it, pixels; ``None`` keeps all bytes.
         quality: of the JPEGs that are encoded again.
         shard_bytes: of images in a shard, about.
-        skip_unreadable: leave out images that cannot be decoded, instead of failing.
+        skip_unreadable: leave out images that cannot be decoded or are damaged, instead of failing.
+        max_pixels: images with more are refused from their header.
         resampling: the rule by which images are shrunk.
         polygons: keep them beside the shards.
     """
@@ -39,13 +42,19 @@ class PackSettings:
     quality: int = 95
     shard_bytes: int = 256 << 20
     skip_unreadable: bool = False
+    max_pixels: int = LoaderConfig.max_pixels
     resampling: str = RESAMPLING
     polygons: bool = False
 
     def of_shards(self) -> dict[str, Any]:
-        """As shards and manifest have them, which are the same with and without polygons beside them."""
+        """As shards and manifest have them: what decides the bytes of the images that are packed.
+
+        A shard is the same with and without polygons beside it, and whatever is done with images that are not
+        in it.
+        """
         values = asdict(self)
-        del values["polygons"]
+        for name in ("polygons", "skip_unreadable", "max_pixels"):
+            del values[name]
         return values
 
 
@@ -55,6 +64,7 @@ class ShardTask:
 
     Attributes:
         source_bytes: of the images' files.
+        inputs: digest of what it is made of, as far as names, sizes and times of files tell.
     """
 
     split: str
@@ -62,6 +72,7 @@ class ShardTask:
     number: int
     places: tuple[int, ...]
     source_bytes: int
+    inputs: str
 
 
 def make_plan(source: Source, settings: PackSettings, work: Path) -> list[ShardTask]:
@@ -121,14 +132,13 @@ def _listing(source: Source) -> str:
 
 
 def _fingerprint(source: Source, settings: PackSettings) -> str:
-    """What decides the bytes that will be written, as far as names, sizes and times tell."""
-    digest = xxhash.xxh3_128(json.dumps([VERSION, source.names, asdict(settings)]).encode())
+    """Of which images are packed and how; what is in their files, each shard knows of its own."""
+    how = [VERSION, source.names, settings.of_shards(), settings.polygons]
+    digest = xxhash.xxh3_128(json.dumps(how).encode())
     for split, images in source.splits.items():
-        digest.update(split.encode())
-        files = {path: None for image in images for path in (image.path, image.annotation) if path}
-        for path in files:
-            status = _status(path)
-            digest.update(f"{path} {status[0]} {status[1]}\n".encode(errors="surrogateescape"))
+        digest.update(json.dumps([split, len(images)]).encode())
+        for image in images:
+            digest.update(f"{image.path}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()
 
 
@@ -151,8 +161,10 @@ def _plan(source: Source, settings: PackSettings) -> list[ShardTask]:
 def _plan_split(split: str, images: Sequence[SourceImage], settings: PackSettings) -> list[ShardTask]:
     """Divide a split, shuffled once, into shards of about the same number of source bytes."""
     order = EpochOrder(len(images), _SHUFFLE_SEED).sample(0, np.arange(len(images))).tolist()
-    sizes = np.array([_status(images[place].path)[0] for place in order])
-    runs = divide(sizes, settings.shard_bytes)
+    status = lru_cache(2)(_status)  # COCO has one file of labels for a split
+    sizes = np.array([status(images[place].path)[0] for place in order])
+    stamps = np.array([_stamp(images[place], status) for place in order], dtype=np.uint64)
+    runs = divide(len(images), int(sizes.sum()), settings.shard_bytes)
     return [
         ShardTask(
             split,
@@ -160,6 +172,14 @@ def _plan_split(split: str, images: Sequence[SourceImage], settings: PackSetting
             number,
             tuple(order[run.start : run.stop]),
             int(sizes[run.start : run.stop].sum()),
+            xxhash.xxh3_128_hexdigest(stamps[run.start : run.stop].tobytes()),
         )
         for number, run in enumerate(runs)
     ]
+
+
+def _stamp(image: SourceImage, status: Callable[[Path], tuple[int, int]]) -> int:
+    """Digest of the files of an image, 64 bits."""
+    files = [path for path in (image.path, image.annotation) if path is not None]
+    text = "".join("{} {} {}\n".format(path, *status(path)) for path in files)
+    return xxhash.xxh3_64_intdigest(text.encode(errors="surrogateescape"))

@@ -1,8 +1,11 @@
 """Making one shard: its images are checked, labelled and written, and what was found is told in a report."""
 
+import json
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -46,6 +49,8 @@ class ShardReport:
     Attributes:
         boxes: number of boxes of each class.
         source_bytes: size of its images in the source.
+        inputs: of its task.
+        max_pixels: by which it was decided which images are too large.
         polygons: the file of them in the folder of unfinished work, if they are kept.
     """
 
@@ -53,7 +58,34 @@ class ShardReport:
     findings: tuple[Finding, ...]
     boxes: tuple[int, ...]
     source_bytes: int
+    inputs: str
+    max_pixels: int
     polygons: PolygonsRecord | None
+
+
+def report_path(work: Path, file: str) -> Path:
+    """Where the report of a shard lies once it is done."""
+    return work / f"{file}.json"
+
+
+def read_report(path: Path) -> ShardReport:
+    """A report that :func:`make_shard` has written.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError, KeyError, TypeError: it is of another version.
+    """
+    values: dict[str, Any] = json.loads(path.read_bytes())
+    polygons = values["polygons"]
+    return ShardReport(
+        record=ShardRecord(**values["record"]),
+        findings=tuple(Finding(**finding) for finding in values["findings"]),
+        boxes=tuple(values["boxes"]),
+        source_bytes=values["source_bytes"],
+        inputs=values["inputs"],
+        max_pixels=values["max_pixels"],
+        polygons=None if polygons is None else PolygonsRecord(**polygons),
+    )
 
 
 def make_shard(order: ShardOrder, tell: Callable[[int], None]) -> None:
@@ -71,7 +103,8 @@ def make_shard(order: ShardOrder, tell: Callable[[int], None]) -> None:
     entries: list[bytes] = []
     source_bytes = 0
     description = ShardDescription(task.split, task.number, order.names, settings.of_shards())
-    with ShardWriter(order.out / task.file, description, order.work) as writer:
+    with warnings.catch_warnings(), ShardWriter(order.out / task.file, description, order.work) as writer:
+        warnings.filterwarnings("ignore", module=r"PIL\.")  # what is wrong with an image is in the report
         for first in range(0, len(order.images), _GROUP):
             group = slice(first, first + _GROUP)
             packed = pack_images(order.labels, order.images[group], task.places[group], settings)
@@ -88,5 +121,13 @@ def make_shard(order: ShardOrder, tell: Callable[[int], None]) -> None:
     polygons = None
     if settings.polygons:
         polygons = write_polygons(order.work / f"{task.file}.polygons", order.work, entries)
-    report = ShardReport(writer.record, tuple(findings), tuple(boxes.tolist()), source_bytes, polygons)
+    report = ShardReport(
+        record=writer.record,
+        findings=tuple(findings),
+        boxes=tuple(boxes.tolist()),
+        source_bytes=source_bytes,
+        inputs=task.inputs,
+        max_pixels=settings.max_pixels,
+        polygons=polygons,
+    )
     write_json(order.report, asdict(report))

@@ -1,19 +1,14 @@
 """A rank's share of a packing: its shards, one after the other or by several processes."""
 
-import json
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-from hvdyolo.data.findings import Finding
 from hvdyolo.data.pack_plan import PackSettings, ShardTask
 from hvdyolo.data.pack_progress import Progress
-from hvdyolo.data.pack_shard import ShardOrder, ShardReport, make_shard
+from hvdyolo.data.pack_shard import ShardOrder, ShardReport, make_shard, read_report, report_path
 from hvdyolo.data.pack_workers import PackWorkers
-from hvdyolo.data.polygon_file import PolygonsRecord
 from hvdyolo.data.sources.source import Source
-from hvdyolo.data.writer import ShardRecord
 
 _WAIT_SECONDS = 0.05
 # A process takes 0.3 s to start, and as many seconds to pack 64 MiB of photographs as a core does: one.
@@ -40,7 +35,7 @@ class ShardPacker:
         """
         left = []
         for task in tasks:
-            if self._report_path(task).exists():
+            if report_path(self._work, task.file).exists():
                 self._progress.add(len(task.places))
             else:
                 left.append(task)
@@ -59,18 +54,11 @@ class ShardPacker:
         Raises:
             HvdyoloError: another rank failed.
         """
-        path = self._report_path(task)
+        path = report_path(self._work, task.file)
         while not path.exists():
             self._progress.look()
             time.sleep(_WAIT_SECONDS)
-        values: dict[str, Any] = json.loads(path.read_bytes())
-        return ShardReport(
-            record=ShardRecord(**values["record"]),
-            findings=tuple(Finding(**finding) for finding in values["findings"]),
-            boxes=tuple(values["boxes"]),
-            source_bytes=values["source_bytes"],
-            polygons=None if values["polygons"] is None else PolygonsRecord(**values["polygons"]),
-        )
+        return read_report(path)
 
     def _orders(self, tasks: Sequence[ShardTask]) -> Iterator[ShardOrder]:
         for task in tasks:
@@ -83,8 +71,5 @@ class ShardPacker:
                 settings=self._settings,
                 out=self._out,
                 work=self._work,
-                report=self._report_path(task),
+                report=report_path(self._work, task.file),
             )
-
-    def _report_path(self, task: ShardTask) -> Path:
-        return self._work / f"{task.file}.json"

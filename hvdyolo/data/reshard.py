@@ -1,9 +1,8 @@
 """``data_tools/reshard.py``: packed data in shards of another size.
 
 Images are copied as they are, each compared with its checksum on the way. Samples keep their order, and the
-dataset its identity. In memory are the images of one new shard, the index of one old one, and 8 bytes a
-sample. As in packing, shards are written whole, the manifest comes last, and the same command goes on where
-it was.
+dataset its identity. In memory are the images of one new shard and the index of one old one. As in packing,
+shards are written whole, the manifest comes last, and the same command goes on where it was.
 """
 
 import argparse
@@ -16,7 +15,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-import numpy as np
 from xxhash import xxh3_128_hexdigest
 
 from hvdyolo.data.division import divide
@@ -154,12 +152,12 @@ class _NewShard:
 
 def _plan_split(old: _OldShards, split: str, shard_bytes: int, content: ContentDigest) -> Iterator[_NewShard]:
     """Divide a split by the rule of packing; its content is added to ``content``."""
-    lengths = [np.zeros(0, dtype=np.int64)]
+    samples, size = 0, 0
     for shard in old:
         content.add(split, shard)
-        lengths.append(shard.lengths)
-    sizes = np.concatenate(lengths)
-    runs = divide(sizes, shard_bytes) if len(sizes) else []
+        samples += len(shard.lengths)
+        size += int(shard.lengths.sum())
+    runs = divide(samples, size, shard_bytes) if samples else []
     for number, places in enumerate(runs):
         yield _NewShard(split, number, shard_name(split, number, len(runs)), old, places)
 

@@ -25,6 +25,7 @@ from hvdyolo.data.format import (
     VERSION,
     encode_names,
 )
+from hvdyolo.data.memory_file import MemoryFile
 from hvdyolo.utils.errors import UsageError
 from hvdyolo.utils.files import storage_errors, sync_directory
 
@@ -126,9 +127,12 @@ class ShardWriter:
 
     def __enter__(self) -> "ShardWriter":
         with storage_errors(self.path):
-            with _open_structure(self._temporary, "w"):
-                pass  # HDF5 takes hold of a file only before there is anything in it
-            self._images = BlockWriter(self._temporary, DATA_ALIGNMENT)
+            try:
+                self._temporary.touch()
+                self._images = BlockWriter(self._temporary, DATA_ALIGNMENT)
+            except OSError:
+                self._temporary.unlink(missing_ok=True)
+                raise
         return self
 
     def __exit__(
@@ -146,8 +150,9 @@ class ShardWriter:
                 self._temporary.unlink(missing_ok=True)
 
     def _finish(self) -> None:
-        offset = self._write_structure()
-        self._images.finish(offset)
+        structure = MemoryFile()
+        offset = self._write_structure(structure)
+        self._images.finish(offset, structure.pieces())
         record = self._record(offset)
         os.replace(self._temporary, self.path)
         sync_directory(self.path.parent)
@@ -165,11 +170,13 @@ class ShardWriter:
             digest=digest_outside(self._temporary, offset, data_bytes),
         )
 
-    def _write_structure(self) -> int:
+    def _write_structure(self, structure: MemoryFile) -> int:
         """Write everything but the images; returns where ``/data`` starts."""
         data_bytes = sum(self._lengths)
+        with _open_structure(structure, "w"):
+            pass  # what HDF5 begins with would be aligned too
         # Only /data is to be aligned, and it is nearly always the largest by far.
-        with _open_structure(self._temporary, "r+", aligned=min(max(data_bytes, 1), DATA_ALIGNMENT)) as file:
+        with _open_structure(structure, "r+", aligned=min(max(data_bytes, 1), DATA_ALIGNMENT)) as file:
             offset = _reserve_data(file, data_bytes)
             self._write_attributes(file)
             file.create_dataset("index", data=self._index())
@@ -231,16 +238,15 @@ def digest_outside(path: Path, data_offset: int, data_bytes: int) -> str:
     return digest.hexdigest()
 
 
-def _open_structure(path: Path, mode: str, aligned: int = DATA_ALIGNMENT) -> h5py.File:
+def _open_structure(file: MemoryFile, mode: str, aligned: int = DATA_ALIGNMENT) -> h5py.File:
     """As HDF5; what has ``aligned`` bytes or more, it lets begin at a multiple of 1 MiB."""
     return h5py.File(
-        path,
+        file,
         mode,
         # Not 'latest': what HDF5 2.0 writes by it, 1.14 cannot read.
         libver=("v110", "v110"),
         alignment_threshold=aligned,
         alignment_interval=DATA_ALIGNMENT,
-        locking=False,  # many parallel file systems have none, and the name is this writer's own
     )
 
 

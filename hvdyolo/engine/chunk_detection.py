@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hvdyolo.data.images import decode, decode_upright, read_header
+from hvdyolo.data.images import ImageTooLargeError, open_image
 from hvdyolo.engine.detector import Detector, ImageDetections, NetworkInput
 from hvdyolo.engine.image_sources import BadImageError, ImageSource, StoredImage
 from hvdyolo.engine.parts import Failed, Found, Record
@@ -53,17 +53,13 @@ def decode_stored(stored: StoredImage, max_pixels: int) -> NDArray[np.uint8]:
     if not stored.encoded:
         raise BadImageError("empty", "the file is empty")
     try:
-        header = read_header(stored.encoded)
+        opened = open_image(stored.encoded, max_pixels)
+    except ImageTooLargeError as error:
+        raise BadImageError("too_large", str(error)) from error
     except DataError as error:
-        # Pillow has a limit of its own, by which it refuses to read even the header.
-        bomb = type(error.__context__).__name__ == "DecompressionBombError"
-        raise BadImageError("too_large" if bomb else "not_an_image", str(error)) from error
-    if header.width * header.height > max_pixels:
-        raise BadImageError(
-            "too_large", f"{header.width} x {header.height} pixels are more than {max_pixels}"
-        )
+        raise BadImageError("not_an_image", str(error)) from error
     try:
-        return (decode if stored.upright else decode_upright)(stored.encoded, max_pixels)
+        return opened.load(whole=False).pixels(upright=not stored.upright)
     except DataError as error:
         raise BadImageError("broken", str(error)) from error
     except MemoryError:

@@ -39,6 +39,14 @@ def test_what_is_less_than_a_block_can_still_go_elsewhere(tmp_path: Path) -> Non
     assert (tmp_path / "a").read_bytes() == bytes(20) + b"ab" + b"c" * 97
 
 
+def test_what_lies_around_the_pieces_is_written_last(tmp_path: Path) -> None:
+    (tmp_path / "a").touch()
+    with BlockWriter(tmp_path / "a", 3) as writer:
+        writer.add(b"x" * 150)
+        writer.finish(3, [(0, b"ab"), (153, b"yz"), (0, b"c")])
+    assert (tmp_path / "a").read_bytes() == b"cb\0" + b"x" * 150 + b"yz"
+
+
 def test_two_blocks_are_the_most_that_is_held(tmp_path: Path) -> None:
     (tmp_path / "a").touch()
     pieces: list[weakref.ref[Piece]] = []

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 
 from hvdyolo.data.images import (
     ImageTooLargeError,
@@ -21,7 +22,6 @@ from hvdyolo.data.images import (
     encode_jpeg,
     letterbox_image,
     open_image,
-    read_header,
     resize,
 )
 from hvdyolo.ops.letterbox import fit_letterbox
@@ -93,7 +93,7 @@ def test_every_exif_orientation_is_turned_upright(orientation: int) -> None:
     exif[0x0112] = orientation
     stored = np.ascontiguousarray(STORED[orientation])
     encoded = save(Image.fromarray(stored), "PNG", exif=exif)
-    header = read_header(encoded)
+    header = open_image(encoded, PLENTY).header
     assert (header.format, header.exif_orientation) == ("PNG", orientation)
     assert (header.height, header.width) == stored.shape[:2]
     assert header.upright_size == (2, 3)
@@ -104,24 +104,76 @@ def test_every_exif_orientation_is_turned_upright(orientation: int) -> None:
 def test_an_orientation_that_does_not_exist_is_upright() -> None:
     exif = Image.Exif()
     exif[0x0112] = 9
-    assert read_header(save(Image.fromarray(UPRIGHT), "PNG", exif=exif)).exif_orientation == 1
+    encoded = save(Image.fromarray(UPRIGHT), "PNG", exif=exif)
+    assert open_image(encoded, PLENTY).header.exif_orientation == 1
+
+
+def png_chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
 def png_header(width: int, height: int) -> bytes:
     """A PNG of a size it has no pixels for."""
-    data = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    chunk = b"IHDR" + data
-    end = struct.pack(">I", 0) + b"IEND" + struct.pack(">I", zlib.crc32(b"IEND"))
-    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk)) + end
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header) + png_chunk(b"IEND", b"")
 
 
-def test_a_bomb_is_refused_from_its_header() -> None:
-    with pytest.raises(ImageTooLargeError, match="1001 x 1000 pixels, more than the limit of 1000000"):
-        decode(png_header(1001, 1000), PLENTY)
-    with pytest.raises(ImageTooLargeError):  # Pillow's own limit
-        decode(png_header(100_000, 100_000), 10**12)
+@pytest.fixture
+def decoded_pngs(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """PNGs whose pixels are decoded from now on, once for each time."""
+    decoded: list[Any] = []
+    prepare = PngImageFile.load_prepare
+
+    def watched(image: PngImageFile) -> None:
+        decoded.append(image.size)
+        prepare(image)
+
+    monkeypatch.setattr(PngImageFile, "load_prepare", watched)
+    return decoded
+
+
+@pytest.mark.parametrize("options", [{}, {"exif": b"Exif\0\0"}])
+def test_of_a_bomb_no_pixel_is_decoded(options: dict[str, Any], decoded_pngs: list[Any]) -> None:
+    """It is whole: whoever decodes it sees no error, only its size too late."""
+    bomb = save(Image.new("L", (1001, 1000)), "PNG", **options)
+    for read in (decode, decode_upright, open_image):
+        with pytest.raises(ImageTooLargeError, match="1001 x 1000 pixels, more than the limit of 1000000"):
+            read(bomb, PLENTY)
+    assert decoded_pngs == []
+    assert decode(bomb, 1001 * 1000).shape == (1000, 1001, 3)
+    assert decoded_pngs == [(1001, 1000)]  # it would have been seen
+
+
+def test_icons_are_refused_undecoded(decoded_pngs: list[Any]) -> None:
+    """Theirs is another size than that of the PNG in them."""
+    with pytest.raises(DataError, match="is an icon"):
+        open_image(save(Image.new("L", (64, 64)), "ICO"), PLENTY)
+    assert decoded_pngs == []
+
+
+def test_pillows_own_limit_is_told_as_ours() -> None:
     with pytest.raises(ImageTooLargeError):
-        open_image(png_header(1001, 1000)).load(PLENTY)
+        decode(png_header(100_000, 100_000), 10**12)
+
+
+@pytest.mark.parametrize("place", ["before", "behind", "nowhere"])
+def test_the_orientation_of_a_png_is_found_wherever_it_is_and_pixels_are_decoded_once(
+    place: str, decoded_pngs: list[Any]
+) -> None:
+    encoded = save(Image.fromarray(np.ascontiguousarray(STORED[6])), "PNG")
+    chunk = png_chunk(b"eXIf", turned_exif().tobytes().removeprefix(b"Exif\0\0"))
+    at = {"before": encoded.index(b"IDAT") - 4, "behind": encoded.index(b"IEND") - 4, "nowhere": 0}[place]
+    if at:
+        encoded = encoded[:at] + chunk + encoded[at:]
+    expected = UPRIGHT if at else STORED[6]
+    np.testing.assert_array_equal(decode_upright(encoded, PLENTY), expected)
+    assert len(decoded_pngs) == 1
+    opened = open_image(encoded, PLENTY)
+    assert opened.header.exif_orientation == (6 if at else 1)
+    assert len(decoded_pngs) == (1 if place == "before" else 2)
+    opened.check()
+    opened.load(whole=True)
+    assert len(decoded_pngs) == 2
 
 
 def test_the_limit_itself_is_allowed() -> None:
@@ -130,9 +182,9 @@ def test_the_limit_itself_is_allowed() -> None:
 
 @pytest.mark.parametrize("encoded", [b"", b"\0", b"GIF89a", b"not an image at all", b"\xff\xd8\xff\xe0"])
 def test_what_is_no_image_is_told(encoded: bytes) -> None:
-    for function in (read_header, lambda raw: decode(raw, PLENTY)):
+    for function in (open_image, decode):
         with pytest.raises(DataError, match=r"is not an image|cannot be"):
-            function(encoded)
+            function(encoded, PLENTY)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
@@ -146,9 +198,8 @@ def test_damaged_images_raise_data_errors_and_nothing_else(kind: str) -> None:
         for place in random.integers(0, len(raw), 4):
             raw[place] = random.integers(256)
         encoded = bytes(raw[: random.integers(len(raw))] if trial % 3 == 0 else raw)
-        for function in (read_header, lambda raw: decode_upright(raw, PLENTY)):
-            with suppress(DataError):
-                function(encoded)
+        with suppress(DataError):
+            decode_upright(encoded, PLENTY)
 
 
 def test_a_truncated_jpeg_is_not_filled_with_grey(encode: Any) -> None:
@@ -185,7 +236,7 @@ def test_the_fast_decoder_gives_pillows_bits_whatever_the_kind_of_jpeg() -> None
     for encoded, pixels in zip(jpegs(), fast, strict=True):
         expected = decoded_by_pillow(encoded)
         assert np.array_equal(decode(encoded, PLENTY), expected)
-        assert np.array_equal(open_image(encoded).load(PLENTY).pixels(upright=True), expected)
+        assert np.array_equal(open_image(encoded, PLENTY).load(whole=True).pixels(upright=True), expected)
         assert pixels is None or pixels.shape == (61, 97, 3)
 
 
@@ -217,13 +268,11 @@ def test_a_check_says_what_loading_says(encode: Any) -> None:
     turned = save(Image.fromarray(noise), "JPEG", exif=turned_exif())
     for good in [*jpegs(), turned, encode(noise, "PNG")]:
         for encoded in (good, good[:-20], good[: len(good) * 3 // 4]):
-            image, same = open_image(encoded), open_image(encoded)
-            found = refusal(lambda image=image: image.check(PLENTY))
-            assert found == refusal(lambda same=same: same.load(PLENTY))
+            image, same = open_image(encoded, PLENTY), open_image(encoded, PLENTY)
+            found = refusal(image.check)
+            assert found == refusal(lambda same=same: same.load(whole=True))
             assert found == "" or encoded is not good
         assert "cannot be decoded" in found
-        with pytest.raises(ImageTooLargeError, match="more than the limit of 1000"):
-            open_image(good).check(1000)
 
 
 def turned_exif() -> Image.Exif:

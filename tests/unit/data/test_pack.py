@@ -3,6 +3,7 @@ import os
 import shutil
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from PIL import Image
 from hvdyolo.data import pack as pack_module
 from hvdyolo.data import pack_shards
 from hvdyolo.data.images import decode
+from hvdyolo.data.inspection import main as inspect
 from hvdyolo.data.manifest import read_manifest
 from hvdyolo.data.outlines import Outlines
 from hvdyolo.data.pack import main
@@ -265,7 +267,7 @@ def test_an_interrupted_packing_looks_unfinished_and_goes_on(
 
 
 @pytest.mark.usefixtures("many_shards")
-@pytest.mark.parametrize("change", [("--quality", 50, "--imgsz", 32), ("--polygons",), ()])
+@pytest.mark.parametrize("change", [("--quality", 50, "--imgsz", 32), ("--polygons",), ("--shard-mb", 2), ()])
 def test_an_unfinished_packing_of_something_else_is_refused(
     folder: Callable[..., Path], tmp_path: Path, change: tuple[object, ...]
 ) -> None:
@@ -275,15 +277,153 @@ def test_an_unfinished_packing_of_something_else_is_refused(
     image.write_bytes(b"no image")
     with pytest.raises(DataError):
         pack(root, tmp_path / "out", "--shard-mb", 1)
-    if change:
-        with pytest.raises(
-            MismatchError, match="unfinished packing of another source or with other settings"
-        ):
-            pack(root, tmp_path / "out", "--shard-mb", 1, *change)
-        return
-    image.write_bytes(good)  # the source has changed
-    with pytest.raises(MismatchError, match="unfinished packing"):
+    image.write_bytes(good)
+    if not change:  # it is the source that has
+        shutil.copy(image, root / "images/train/100.jpg")
+    with pytest.raises(MismatchError, match="unfinished packing of another source or with other settings"):
+        pack(root, tmp_path / "out", "--shard-mb", 1, *change)
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the shards that are made from now on, those included that fail."""
+    files: list[str] = []
+
+    def noted(order: ShardOrder, tell: Callable[[int], None]) -> None:
+        files.append(order.task.file)
+        make_shard(order, tell)
+
+    monkeypatch.setattr(pack_shards, "make_shard", noted)
+    return files
+
+
+def images_of_shards(root: Path, scratch: Path, *more: object) -> list[list[str]]:
+    """Names of the images of each shard."""
+    pack(root, scratch, *more)
+    split = PackedSplit(scratch, "train")
+    names: dict[str, list[str]] = {}
+    for index in range(len(split)):
+        names.setdefault(split.shard_file(index), []).append(split.name(index))
+    return list(names.values())
+
+
+@pytest.mark.usefixtures("many_shards")
+@pytest.mark.parametrize("cure", ["repair", "skip", "repair polygons"])
+def test_what_stopped_a_packing_is_cured_and_it_goes_on(
+    folder: Callable[..., Path], tmp_path: Path, made: list[str], cure: str
+) -> None:
+    root = folder(train=24)
+    draw_polygons(root)
+    words = ("--shard-mb", 1, *(["--polygons"] if "polygons" in cure else []))
+    shards = images_of_shards(root, tmp_path / "scratch", *words)
+    image = root / "images/train" / shards[5][0]
+    good = image.read_bytes()
+    image.write_bytes(good[:-100] + b"\xff\xd9")
+    made.clear()
+    with pytest.raises(DataError, match=f"{image.name} is damaged: .*--skip-unreadable"):
+        pack(root, tmp_path / "out", *words)
+    assert len(made) == 6  # the last of which failed
+    finished = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.h5")}
+    assert len(finished) == 5
+    if cure == "skip":
+        words = (*words, "--skip-unreadable")
+    else:
+        image.write_bytes(good)
+    made.clear()
+    assert pack(root, tmp_path / "out", *words) == 0
+    assert len(made) == len(shards) - 5
+    assert {path: path.stat().st_mtime_ns for path in finished} == finished
+    pack(root, tmp_path / "fresh", *words)
+    assert contents(tmp_path / "out") == contents(tmp_path / "fresh")
+    assert len(PackedSplit(tmp_path / "out", "train")) == 24 - (cure == "skip")
+
+
+@pytest.mark.usefixtures("many_shards")
+@pytest.mark.parametrize("ranks_again", [1, 3])
+def test_of_a_source_that_changed_meanwhile_only_those_shards_are_made_again(
+    folder: Callable[..., Path], tmp_path: Path, made: list[str], ranks_again: int
+) -> None:
+    """Finished ones too, whose labels or images were changed, and whatever the size of these is now."""
+    root = folder(train=40)
+    words = "--shard-mb", 1
+    shards = images_of_shards(root, tmp_path / "scratch", *words)
+    stopper = root / "images/train" / shards[7][0]
+    good = stopper.read_bytes()
+    stopper.write_bytes(bytes(len(good)))
+    with pytest.raises(DataError):
+        pack(root, tmp_path / "out", *words)
+    stopper.write_bytes(good)
+    label = (root / "labels/train" / shards[1][0]).with_suffix(".txt")
+    label.write_text("0 0.5 0.5 0.5 0.5\n0 0.25 0.25 0.5 0.5\n")
+    image = root / "images/train" / shards[3][-1]
+    image.write_bytes(good)  # of another size
+    made.clear()
+    ranks = [
+        lambda rank=rank: pack(root, tmp_path / "out", *words, rank=rank, size=ranks_again)
+        for rank in range(ranks_again)
+    ]
+    assert in_threads(*ranks) == [0] * ranks_again
+    assert sorted(int(name.split("-")[1]) for name in made) == [1, 3, *range(7, len(shards))]
+    pack(root, tmp_path / "fresh", *words)
+    assert contents(tmp_path / "out") == contents(tmp_path / "fresh")
+
+
+@pytest.mark.usefixtures("many_shards")
+def test_a_source_that_becomes_so_much_smaller_leaves_no_shard_behind(
+    folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    root = folder(train=24)
+    stopper = root / "images/train/007.jpg"
+    good = stopper.read_bytes()
+    stopper.write_bytes(bytes(100_000))
+    with pytest.raises(DataError):
         pack(root, tmp_path / "out", "--shard-mb", 1)
+    assert list((tmp_path / "out").glob("*.h5"))
+    stopper.write_bytes(good)
+    pack(root, tmp_path / "out", "--shard-mb", 1)
+    pack(root, tmp_path / "fresh", "--shard-mb", 1)
+    assert contents(tmp_path / "out") == contents(tmp_path / "fresh")
+
+
+@pytest.mark.usefixtures("many_shards")
+def test_shards_that_left_images_out_are_made_again_where_these_are_wanted(
+    folder: Callable[..., Path],
+    tmp_path: Path,
+    made: list[str],
+    encode: Callable[..., bytes],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    root = folder(train=24)
+    small, large = ("--max-pixels", 64 * 48), ("--max-pixels", 64 * 49)
+    words = "--shard-mb", 1, "--skip-unreadable"
+    shards = images_of_shards(root, tmp_path / "scratch", *words)
+    noise = np.random.default_rng(0).integers(0, 256, (49, 64, 3), dtype=np.uint8)
+    (root / "images/train" / shards[2][0]).write_bytes(encode(noise, "JPEG"))
+
+    def interrupted(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    def again(*more: object) -> list[int]:
+        """Which shards are made by a packing that is interrupted when all are."""
+        made.clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(pack_module, "read_back", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                pack(root, tmp_path / "out", *more)
+        return [int(name.split("-")[1]) for name in made]
+
+    assert again(*words, *small) == list(range(len(shards)))
+    assert again(*words, *small) == []
+    with pytest.raises(DataError, match="more than the limit of 3072; raise --max-pixels, or leave"):
+        pack(root, tmp_path / "out", "--shard-mb", 1, *small)
+    assert again(*words, *large) == [2]
+    assert again("--shard-mb", 1, *large) == []
+    assert again("--shard-mb", 1) == []
+    with pytest.raises(DataError, match="raise --max-pixels"):
+        pack(root, tmp_path / "out", "--shard-mb", 1, *small)
+    assert pack(root, tmp_path / "out", "--shard-mb", 1) == 0
+    pack(root, tmp_path / "fresh", "--shard-mb", 1, *large)
+    assert contents(tmp_path / "out") == contents(tmp_path / "fresh")
 
 
 def test_a_folder_of_something_else_is_left_alone(folder: Callable[..., Path], tmp_path: Path) -> None:
@@ -321,7 +461,26 @@ def test_a_mistake_leaves_no_folder_behind(folder: Callable[..., Path], tmp_path
         pack(root, tmp_path / "out", source="voc")
     with pytest.raises(UsageError):
         pack(root / "none", tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+    with pytest.raises(UsageError):
+        pack(root, tmp_path / "new/out", source="voc")
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+@pytest.mark.parametrize("kind", ["folder", "link"])
+def test_a_mistake_leaves_the_users_own_folder_alone(
+    folder: Callable[..., Path], tmp_path: Path, kind: str
+) -> None:
+    root, out = folder(train=2), tmp_path / "out"
+    if kind == "folder":
+        out.mkdir()
+    else:
+        (tmp_path / "disk").mkdir()
+        out.symlink_to(tmp_path / "disk")
+    with pytest.raises(UsageError):
+        pack(root, out, source="voc")
+    assert list(out.iterdir()) == []
+    assert out.is_symlink() == (kind == "link")
+    assert pack(root, out) == 0
 
 
 @pytest.mark.parametrize("damage", [b"", b"no image", None])
@@ -335,7 +494,6 @@ def test_an_unreadable_image_is_named_or_left_out(
         pack(root, tmp_path / "out")
     assert caught.value.exit_code == 65
     assert not (tmp_path / "out" / "manifest.json").exists()
-    shutil.rmtree(tmp_path / "out")
     assert pack(root, tmp_path / "out", "--skip-unreadable") == 0
     split = PackedSplit(tmp_path / "out", "train")
     assert sorted(split.sample_id(index) for index in range(len(split))) == [0, 1, 2, 4, 5]
@@ -460,6 +618,33 @@ def test_a_label_file_that_is_no_text_costs_its_image(folder: Callable[..., Path
     assert told(tmp_path / "out") == [("unreadable labels", "002.txt", 0)]
 
 
+def test_a_damaged_image_is_named_with_the_decoders_words_or_left_out(
+    folder: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of images that are turned or shrunk too."""
+    root = folder(train=6)
+    images = root / "images/train"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.open(images / "001.jpg").save(images / "001.jpg", quality=95, exif=exif)
+    for name in ("001.jpg", "003.jpg"):
+        good = (images / name).read_bytes()
+        (images / name).write_bytes(good[: len(good) * 2 // 3] + b"\xff\xd9")
+    for more in ((), ("--imgsz", 32)):
+        out = tmp_path / f"out{len(more)}"
+        with pytest.raises(DataError, match="is damaged: Corrupt JPEG data: premature end of data segment; "):
+            pack(root, out, *more)
+        assert pack(root, out, *more, "--skip-unreadable") == 0
+        report = json.loads((out / "lint.json").read_text())
+        assert report["counts"] == {"damaged": 2}
+        assert report["images"] == {"train": 4}
+        assert [(Path(row["file"]).name, row["detail"]) for row in report["findings"]] == [
+            (name, "is damaged: Corrupt JPEG data: premature end of data segment")
+            for name in ("001.jpg", "003.jpg")
+        ]
+        assert "damaged images, of which some pixels are lost" in capsys.readouterr().out
+
+
 def test_a_file_system_that_fails_never_costs_an_image(
     folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -496,7 +681,9 @@ def test_a_split_of_which_nothing_can_be_read_is_empty(folder: Callable[..., Pat
 
 
 @pytest.mark.usefixtures("many_shards")
-def test_a_shard_of_which_nothing_can_be_read_is_empty(folder: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_shard_of_which_nothing_can_be_read_is_empty(
+    folder: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     root = folder(train=40)
     pack(root, tmp_path / "out", "--shard-mb", 1)
     split = PackedSplit(tmp_path / "out", "train")
@@ -511,6 +698,12 @@ def test_a_shard_of_which_nothing_can_be_read_is_empty(folder: Callable[..., Pat
     assert [less.read(index) for index in range(len(less))] == [
         split.read(index) for index in range(40) if index not in lost
     ]
+    (shard,) = (tmp_path / "less").glob("train-00001-*")
+    capsys.readouterr()
+    assert inspect([str(shard)]) == 0
+    assert capsys.readouterr().out.startswith(f"train: no images, {shard.name}\n  dataset ")
+    assert inspect([str(tmp_path / "less")]) == 0
+    assert f"train: {len(kept)} images, " in capsys.readouterr().out
 
 
 def test_larger_images_are_shrunk_and_labels_stay(folder: Callable[..., Path], tmp_path: Path) -> None:
@@ -631,6 +824,8 @@ def test_a_drawn_dataset_is_packed_as_it_was_drawn(drawn: Path, synthetic: Path)
         (["--shard-mb", 0], "--shard-mb must be at least 1, not 0"),
         (["--imgsz", -5], "--imgsz must be at least 1"),
         (["--workers", 0], "--workers must be at least 1"),
+        (["--max-pixels", 0], "--max-pixels must be at least 1"),
+        (["--max-pixels", 178956971], "--max-pixels must be at most 178956970, not 178956971"),
         (["--quality", 101], "--quality must be 1 … 100, not 101"),
         (["--imgsz", "large"], "argument --imgsz: invalid int value: 'large'"),
         (["--shards", 3], "unrecognized arguments: --shards 3"),
@@ -707,10 +902,25 @@ def test_images_above_the_default_limit_of_training_are_told(
     folder: Callable[..., Path], tmp_path: Path
 ) -> None:
     root = folder(train=1)
-    (root / "images/train/large.png").write_bytes(png(np.zeros((8001, 8000, 3), dtype=np.uint8)))
-    pack(root, tmp_path / "out")
+    Image.new("1", (8000, 8001)).save(root / "images/train/large.png")
+    with pytest.raises(DataError, match=r"large\.png has 8000 x 8001 pixels, .*; raise --max-pixels, "):
+        pack(root, tmp_path / "out")
+    pack(root, tmp_path / "out", "--max-pixels", 8000 * 8001)
     findings = json.loads((tmp_path / "out" / "lint.json").read_text())["findings"]
     assert [Path(finding["file"]).name for finding in findings if finding["kind"] == "large"] == ["large.png"]
+
+
+def test_pillow_does_not_speak(
+    folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It warns of images of half as many pixels as it refuses."""
+    root = folder(train=2)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2000)
+    with pytest.warns(Image.DecompressionBombWarning):
+        Image.open(root / "images/train/000.jpg")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert pack(root, tmp_path / "out") == 0
 
 
 def test_the_same_drawn_data_packs_to_the_same_bytes_anywhere(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -13,6 +14,7 @@ import pytest
 import xxhash
 
 from hvdyolo.data import block_writer
+from hvdyolo.data import writer as writer_module
 from hvdyolo.data.writer import Sample, ShardDescription, ShardWriter
 from hvdyolo.utils.errors import StorageError, UsageError
 
@@ -151,6 +153,61 @@ def test_a_full_disk_is_exit_74_and_leaves_no_file(
     monkeypatch.setattr(os, "pwritev", full)
     with pytest.raises(StorageError, match=r"a\.h5: No space left on device \(.* bytes free\)"):
         write(tmp_path / "a.h5", samples(1))
+    assert list(tmp_path.iterdir()) == []
+
+
+WRITE_WITH_LESS_AND_LESS_ROOM = """
+import pathlib, pickle, resource, sys
+from hvdyolo.data.writer import ShardDescription, ShardWriter
+from hvdyolo.utils.errors import StorageError
+
+out = pathlib.Path(sys.argv[1])
+samples = pickle.load(sys.stdin.buffer)
+description = ShardDescription("val", 3, ("cat", "dog", "emu"), {"quality": 95})
+for limit in map(int, sys.argv[2:]):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    try:
+        with ShardWriter(out / "a.h5", description, out) as writer:
+            for sample in samples:
+                writer.add(sample)
+        print(limit, "written")
+    except StorageError as error:
+        print(limit, error)
+    assert not list(out.glob("*.tmp")), limit
+"""
+
+
+def test_a_file_that_cannot_grow_is_one_sentence_wherever_it_ends(tmp_path: Path, samples: Build) -> None:
+    """By the limit of a file's size, which the system applies as it does a full disk or quota."""
+    written = [replace(sample, encoded=sample.encoded * 100) for sample in samples(12)]
+    record = write(tmp_path / "whole.h5", written).record
+    assert record is not None
+    end = record.data_offset + record.data_bytes
+    assert record.data_offset < end < record.bytes
+    tight = [0, 100, 5000, record.data_offset, end - 1, end, end + 1, record.bytes - 1]
+    ended = subprocess.run(
+        [sys.executable, "-c", WRITE_WITH_LESS_AND_LESS_ROOM, tmp_path, *map(str, [*tight, record.bytes])],
+        input=pickle.dumps(written),
+        capture_output=True,
+        check=False,
+    )
+    assert ended.stderr == b""
+    lines = ended.stdout.decode().splitlines()
+    assert lines[-1] == f"{record.bytes} written"
+    for limit, line in zip(tight, lines[:-1], strict=True):
+        assert line.startswith(f"{limit} cannot write {tmp_path}/a.h5: File too large (")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.h5", "whole.h5"]
+
+
+def test_a_file_that_cannot_be_opened_again_is_not_left_either(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_descriptor(*_: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(writer_module, "BlockWriter", no_descriptor)
+    with pytest.raises(StorageError, match="Too many open files"):
+        write(tmp_path / "a.h5", [])
     assert list(tmp_path.iterdir()) == []
 
 

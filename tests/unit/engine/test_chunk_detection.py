@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 
-from hvdyolo.engine import chunk_detection
+from hvdyolo.data.images import OpenedImage
 from hvdyolo.engine.chunk_detection import detect_batch
 from hvdyolo.engine.detector import ImageDetections, NetworkInput
 from hvdyolo.engine.image_sources import BadImageError, StoredImage
@@ -111,6 +112,30 @@ def test_a_header_of_gigapixels_is_too_large_not_too_much(
     assert record.error == "too_large"
 
 
+def test_a_png_is_decoded_once_and_a_bomb_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded = []
+    prepare = PngImageFile.load_prepare
+
+    def watched(image: PngImageFile) -> None:
+        decoded.append(image.size)
+        prepare(image)
+
+    monkeypatch.setattr(PngImageFile, "load_prepare", watched)
+    images = [StoredImage(encode(*size), at) for size in ((60, 50), (200, 51)) for at in (None, (60, 50))]
+    records = detect(*images)
+    assert [record.error if isinstance(record, Failed) else "" for record in records] == [
+        "", "", "too_large", "too_large"
+    ]  # fmt: skip
+    assert decoded == [(60, 50)] * 2
+
+
+def test_pixels_that_a_jpeg_has_lost_cost_no_detections() -> None:
+    """Its other pixels are there; packing is where it is refused."""
+    encoded = encode(60, 50, "JPEG")
+    (record,) = detect(StoredImage(encoded[: len(encoded) // 2] + b"\xff\xd9", None))
+    assert isinstance(record, Found)
+
+
 def test_an_image_is_upright_in_files_and_left_alone_in_packed_data() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -125,17 +150,17 @@ def test_an_image_is_upright_in_files_and_left_alone_in_packed_data() -> None:
 def test_a_decoder_that_stumbles_costs_one_image_and_says_nothing_random(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def stumble(encoded: bytes, max_pixels: int) -> None:
+    def stumble(image: OpenedImage, whole: bool) -> None:
         raise RuntimeError(f"in {object()}")
 
-    monkeypatch.setattr(chunk_detection, "decode_upright", stumble)
+    monkeypatch.setattr(OpenedImage, "load", stumble)
     (record,) = detect(StoredImage(encode(60, 50), None))
     assert record == Failed("0.png", 0, "broken", "RuntimeError")
 
-    def exhaust(encoded: bytes, max_pixels: int) -> None:
+    def exhaust(image: OpenedImage, whole: bool) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(chunk_detection, "decode_upright", exhaust)
+    monkeypatch.setattr(OpenedImage, "load", exhaust)
     with pytest.raises(MemoryError):
         detect(StoredImage(encode(60, 50), None))
 
