@@ -259,7 +259,9 @@ def test_ranks_that_are_killed_go_on_as_any_others(
 @contextmanager
 def fed(content: dict[Path, bytes], begun: dict[Path, int]) -> Iterator[None]:
     """Images that are held are given to their next reader; their times are as they were afterwards."""
-    feeding = [threading.Thread(target=image.write_bytes, args=(content[image],)) for image in content]
+    feeding = [
+        threading.Thread(target=image.write_bytes, args=(content[image],), daemon=True) for image in content
+    ]
     for thread in feeding:
         thread.start()
     yield
