@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
-from streams import STREAMS, Loaded, Stream
+from streams import STREAMS, Loaded, Stream, short_stream
 
 from hvdyolo.data.order import RECENT
 from hvdyolo.data.reader import PackedSplit
@@ -27,10 +27,9 @@ THOROUGHLY = ["exact order", "cached in block order"]
 TRAINING = """
 import dataclasses, json, sys
 from pathlib import Path
-from streams import Stream
+from streams import short_stream
 root, name, checkpoints = sys.argv[1:]
-stream = Stream.of(Path(root), name, batch=4, epochs=2)
-for loaded in stream.train(Path(checkpoints), workers=2):
+for loaded in short_stream(Path(root), name).train(Path(checkpoints), workers=2):
     print(json.dumps(dataclasses.asdict(loaded)), flush=True)
     sys.stdin.readline()
 """
@@ -60,6 +59,13 @@ def stream(packed: Callable[..., Any], request: pytest.FixtureRequest) -> Stream
     return Stream.of(packed(shards=2, each=37, polygons=True).root, request.param, BATCH, EPOCHS)
 
 
+@pytest.fixture
+def short_root(packed: Callable[..., Any]) -> Path:
+    """The data of a short stream."""
+    root: Path = packed(shards=3, each=13, polygons=True).root
+    return root
+
+
 every_stream = pytest.mark.parametrize("stream", STREAMS, indirect=True)
 thorough_streams = pytest.mark.parametrize("stream", THOROUGHLY, indirect=True)
 other_streams = pytest.mark.parametrize(
@@ -80,10 +86,10 @@ def test_an_epoch_is_the_same_for_any_workers_and_ranks(stream: Stream) -> None:
 
 @pytest.mark.parametrize("name", ["exact order", "cached"])  # block order is slow for so few samples
 def test_the_rest_is_the_same_whoever_goes_on_at_whatever_step(
-    packed: Callable[..., Any], tmp_path: Path, name: str
+    short_root: Path, tmp_path: Path, name: str
 ) -> None:
     start_worker_server()
-    stream = short_stream(packed(shards=3, each=13, polygons=True).root, name)
+    stream = short_stream(short_root, name)
     whole = list(stream.train(tmp_path / "checkpoints"))
     checkpoints = sorted((tmp_path / "checkpoints").glob("step-*"))
     assert (len(whole), len(checkpoints)) == (20, 17)
@@ -94,15 +100,12 @@ def test_the_rest_is_the_same_whoever_goes_on_at_whatever_step(
         assert_goes_on(stream, whole, draw.choice(checkpoints), ranks, workers)
 
 
-def test_a_training_that_is_killed_goes_on_as_if_it_had_not_been(
-    packed: Callable[..., Any], tmp_path: Path
-) -> None:
-    name = "cached in block order"
-    root, checkpoints = packed(shards=3, each=13, polygons=True).root, tmp_path / "checkpoints"
-    stream = short_stream(root, name)
+def test_a_training_that_is_killed_goes_on_as_if_it_had_not_been(short_root: Path, tmp_path: Path) -> None:
+    name, checkpoints = "cached in block order", tmp_path / "checkpoints"
+    stream = short_stream(short_root, name)
     whole = stream.load()
     with subprocess.Popen(
-        [sys.executable, "-c", TRAINING, root, name, checkpoints],
+        [sys.executable, "-c", TRAINING, short_root, name, checkpoints],
         cwd=Path(__file__).parent,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -121,11 +124,6 @@ def test_a_training_that_is_killed_goes_on_as_if_it_had_not_been(
     assert checkpoint is not None
     assert read_state(checkpoint).step in (12, 13)
     assert_goes_on(stream, whole, checkpoint, ranks=3, workers=1)
-
-
-def short_stream(root: Path, name: str) -> Stream:
-    """10 batches an epoch, of which the last has a slot that only fills it; 18 steps."""
-    return Stream.of(root, name, batch=4, epochs=2)
 
 
 def assert_goes_on(stream: Stream, whole: list[Loaded], checkpoint: Path, ranks: int, workers: int) -> None:
