@@ -1,5 +1,6 @@
 """What training sees follows from seed and data: not from ranks, workers or interruptions."""
 
+import itertools
 import json
 import os
 import random
@@ -94,10 +95,10 @@ def test_the_rest_is_the_same_whoever_goes_on_at_whatever_step(
     checkpoints = sorted((tmp_path / "checkpoints").glob("step-*"))
     assert (len(whole), len(checkpoints)) == (20, 17)
     draw = random.Random(0)
-    for number in range(50):
-        ranks = draw.choice((2, 3, 4))
+    kills = draw.sample(list(itertools.product(checkpoints, (2, 3, 4))), 50)
+    for number, (checkpoint, ranks) in enumerate(kills):
         workers = draw.choice((1, 2)) if number % 10 == 0 else 0  # processes take their time to start
-        assert_goes_on(stream, whole, draw.choice(checkpoints), ranks, workers)
+        assert_goes_on(stream, whole, checkpoint, ranks, workers)
 
 
 def test_a_training_that_is_killed_goes_on_as_if_it_had_not_been(short_root: Path, tmp_path: Path) -> None:
