@@ -2,8 +2,9 @@
 
     python benchmarks/data_augment.py
 
-All make whole batches from the same encoded 640×480 images in one process, in alternating rounds, as a loader
-worker does, in memory that is allocated once; figures are medians of the rounds' ratios.
+All make whole batches from the same encoded 640×480 images in one process, in rounds in which their order
+changes, as a loader worker does, in memory that is allocated once; figures are medians of the rounds' ratios.
+No sample has a second turn, so what is cached serves mosaics alone, as in an epoch of many batches.
 """
 
 import io
@@ -13,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,17 +25,19 @@ from PIL import Image
 from hvdyolo.config import AugmentConfig, LoaderConfig
 from hvdyolo.data.buffers import SharedImages
 from hvdyolo.data.loader import TrainBatch, TrainLoader
-from hvdyolo.data.order import BatchPlan
+from hvdyolo.data.order import RECENT, BatchPlan
 from hvdyolo.data.pack import main as pack
 from hvdyolo.data.reader import PackedSplit
 from hvdyolo.data.train_part import LoadPart, TrainTask
 from hvdyolo.ops.pixels import prepare_images
 
-DRAWN, COPIES = 128, 16  # many more samples than a worker keeps decoded, whose number alone tells them apart
+DRAWN, COPIES = 128, 16
 IMAGES = DRAWN * COPIES
+TIMES = 6  # over; a worker tells samples apart by their number alone
 BATCH = 16
 ROUNDS = 9
 BATCHES_A_ROUND = 4
+WARM_UP = RECENT // BATCHES_A_ROUND  # rounds, after which what is mixed in has had its turn in them
 SIZE = 640
 
 MODES = {
@@ -57,8 +61,9 @@ def main() -> int:
         split = draw_and_pack(Path(folder))
         encoded = [split.read(index) for index in range(len(split))]
         classical = ClassicalPipeline(encoded, [split.labels(index) for index in range(len(split))], seed=0)
-        workers = {name: worker(split, settings) for name, settings in MODES.items()}
-        workers[ONE_OF_16] = worker(split, MODES["cached and fused"], ranks=8, workers_a_rank=2)
+        repeated = Repeated(split, TIMES)
+        workers = {name: worker(repeated, settings) for name, settings in MODES.items()}
+        workers[ONE_OF_16] = worker(repeated, MODES["cached and fused"], ranks=8, workers_a_rank=2)
         images = np.empty((BATCH, 3, SIZE, SIZE), dtype=np.uint8)
         indices = np.random.default_rng(0)
         parts: list[dict[str, float]] = []
@@ -128,11 +133,38 @@ def encode(image: np.ndarray) -> bytes:
     return stream.getvalue()
 
 
+class Repeated:
+    """A split several times over, with a number of its own for each sample every time."""
+
+    def __init__(self, split: PackedSplit, times: int) -> None:
+        self._split = split
+        self._times = times
+
+    def __len__(self) -> int:
+        return self._times * len(self._split)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._split, name)
+
+    def size(self, index: int) -> tuple[int, int]:
+        return self._split.size(index % len(self._split))
+
+    def read(self, index: int) -> bytes:
+        return self._split.read(index % len(self._split))
+
+    def labels(self, index: int) -> np.ndarray:
+        return self._split.labels(index % len(self._split))
+
+    def flags(self, index: int) -> np.ndarray:
+        return self._split.flags(index % len(self._split))
+
+
 def worker(
-    split: PackedSplit, settings: AugmentConfig, ranks: int = 1, workers_a_rank: int = 1
+    split: Repeated, settings: AugmentConfig, ranks: int = 1, workers_a_rank: int = 1
 ) -> Callable[[], object]:
     """What makes the next part of a batch in one loader worker of many: always ``BATCH`` images."""
     plan = BatchPlan(len(split), BATCH * ranks * workers_a_rank, seed=0, partners=settings.partners)
+    assert plan.batches_per_epoch >= (WARM_UP + ROUNDS) * BATCHES_A_ROUND
     rank = ranks // 2
     work = LoadPart(
         split=split,
@@ -178,14 +210,21 @@ def median_seconds(operation: Callable[[], object]) -> float:
 
 
 def time_interleaved(variants: dict[str, Callable[[], object]]) -> dict[str, list[float]]:
-    """Seconds of each round of each variant, after one round to warm up."""
+    """Seconds of each round of each variant, after some to warm up.
+
+    Each round begins with another variant, and every other one goes backwards: none is always the last, nor
+    always after the same.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in variants}
-    for number in range(ROUNDS + 1):
-        for name, variant in variants.items():
+    names = list(variants)
+    for number in range(WARM_UP + ROUNDS):
+        first = (number + number % 2) % len(names)
+        turns = names[first:] + names[:first]
+        for name in reversed(turns) if number % 2 else turns:
             started = time.perf_counter()
             for _ in range(BATCHES_A_ROUND):
-                variant()
-            if number:
+                variants[name]()
+            if number >= WARM_UP:
                 seconds[name].append(time.perf_counter() - started)
     return seconds
 

@@ -89,11 +89,12 @@ def main() -> int:
     remove_copy(PackedSplit(options.work, "train"))
     shutil.rmtree(options.work)
     slowest = max(rank["seconds"] for rank in node)
-    print(f"{RANKS} ranks at once on {os.cpu_count()} cores: the last has opened it after {slowest:.1f} s")
+    print(f"{RANKS} ranks at once share {os.cpu_count()} cores")
     return report(
         [
             Claim("the first rank of a node opens the split", first["seconds"], "<=", 5, "s"),
             Claim("any other rank opens the split", second["seconds"], "<=", 5, "s"),
+            Claim(f"the slowest of {RANKS} ranks at once opens the split", slowest, "<=", 5, "s"),
             Claim(f"index reads of {RANKS} ranks at once", sum(rank["reads"] for rank in node), "<=", 1),
             Claim("a loader worker grows by", growth, "<=", 50, "MiB"),
         ]

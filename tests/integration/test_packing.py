@@ -1,6 +1,5 @@
 """The packing scripts for real: on one rank and several, and misused."""
 
-import json
 import shlex
 import shutil
 import sys
@@ -8,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from hvdyolo.data.manifest import read_manifest
 from hvdyolo.data.reader import PackedSplit
 
 pytestmark = pytest.mark.slow
@@ -152,24 +150,3 @@ def test_a_reader_that_leaves_early_is_no_bug(launch, drawn, tmp_path) -> None:
     assert "Traceback" not in ended.output
     assert "BrokenPipe" not in ended.output
     assert ended.code in (0, 74)  # whether `true` was gone already
-
-
-def test_a_killed_packing_goes_on(launch, drawn, synthetic, tmp_path) -> None:
-    """Killed at no particular moment; whatever is there then, the same command finishes it."""
-    whole = tmp_path / "whole"
-    assert launch.program(packing("yolo", drawn, whole, "--shard-mb", 1)).code == 0
-    for delay in (0.3, 0.6, 0.9, 1.2):
-        process = launch._popen(packing("yolo", drawn, tmp_path / "out", "--shard-mb", 1), "single", 1)
-        try:
-            process.wait(delay)
-        except Exception:
-            process.kill()
-        process.communicate()
-        if (tmp_path / "out" / "manifest.json").exists():  # done, or killed while it tidied up
-            break
-        assert process.returncode != 0
-    else:
-        assert launch.program(packing("yolo", drawn, tmp_path / "out", "--shard-mb", 1)).code == 0
-    assert contents(tmp_path / "out") == contents(whole)
-    assert read_manifest(tmp_path / "out").dataset_id
-    assert json.loads((tmp_path / "out" / "lint.json").read_text())["images"] == {"train": 40, "val": 32}

@@ -1,5 +1,6 @@
 """Boxes go where their objects' pixels go, whatever is done to a sample."""
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -16,7 +17,8 @@ from drawn_objects import (
 )
 
 from hvdyolo.data.augment import augment
-from hvdyolo.data.parameters import AugmentParameters, Mixup, Patch, PictureParameters
+from hvdyolo.data.autoaugment_policies import POLICIES
+from hvdyolo.data.parameters import AugmentParameters, Mixup, Patch, PictureParameters, PolicyDraw
 from hvdyolo.data.placement import GREATEST_ASPECT, LEAST_AREA, LEAST_SIDE, Homography
 from hvdyolo.ops.letterbox import FILL
 
@@ -171,6 +173,16 @@ def test_patches_are_laid_over_the_mixed_picture_and_turned_with_it() -> None:
     augment(DrawnImages(), drawn, renderer_of("triangle"), output)
     assert output[-13, 64].tolist() == [1, 2, 3]
     assert output[13, 64].tolist() != [1, 2, 3]
+
+
+def test_a_policy_moves_boxes_before_they_are_turned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(POLICIES, "v3", ((("TranslateY_BBox", 1.0, 4),),))
+    plain = parameters(picture((2,)))
+    for seed, flipped in itertools.product(range(4), (False, True)):
+        drawn = replace(plain, policy=PolicyDraw("v3", seed), flip_up_down=flipped)
+        assert assert_boxes_fit(drawn, "triangle", {2: 1.0}, upright=True) == (1, 0)
+        moved = labels_by_class(drawn, "triangle", SIZE)[2] - labels_by_class(plain, "triangle", SIZE)[2]
+        assert abs(moved).max() > 10
 
 
 @pytest.mark.parametrize("count", [1, 4, 9])

@@ -3,12 +3,14 @@
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +52,13 @@ def words(root: Path, out: Path, *more: object, source: str = "yolo") -> list[st
     return ["--source", source, "--root", str(root), "--out", str(out), "--shard-mb", "1", *map(str, more)]
 
 
-def start(root: Path, out: Path, *more: object, **options: Any) -> subprocess.Popen[str]:
+def start(
+    root: Path, out: Path, *more: object, rank: int = 0, size: int = 1, **options: Any
+) -> subprocess.Popen[str]:
+    """One rank, as ``mpirun`` would start it."""
     return subprocess.Popen(
         [sys.executable, "-c", COMMAND, *words(root, out, "--workers", 3, *more, **options)],
+        env=os.environ | {"OMPI_COMM_WORLD_RANK": str(rank), "OMPI_COMM_WORLD_SIZE": str(size)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -180,12 +186,9 @@ def test_interrupted_it_tidies_up_and_goes_on_where_it_was(
     encoded = image.read_bytes()
     hold_at(image)
     begun = image.stat().st_mtime_ns
-    feeding = threading.Thread(target=image.write_bytes, args=(encoded,))
-    feeding.start()
-    alone(monkeypatch, folder, tmp_path / "whole")
-    feeding.join()
+    with fed({image: encoded}, {image: begun}):
+        alone(monkeypatch, folder, tmp_path / "whole")
 
-    os.utime(image, ns=(begun, begun))  # or the source would be another
     process = start(folder, tmp_path / "out")
     writer = reader_of(image)
     done = wait_for_shards(tmp_path / "out")
@@ -211,11 +214,77 @@ def test_interrupted_it_tidies_up_and_goes_on_where_it_was(
     assert {path: path.stat().st_ino for path in done} == done
 
 
+def test_ranks_that_are_killed_go_on_as_any_others(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each rank is killed as it writes a shard, when it has some behind and some before it."""
+    for number in range(IMAGES):
+        shutil.copy(folder / f"images/train/{number:03d}.jpg", folder / f"images/train/more-{number:03d}.jpg")
+    images = [folder / f"images/train/{number:03d}.jpg" for number in (20, 22)]
+    content = {image: image.read_bytes() for image in images}
+    for image in images:
+        hold_at(image)
+    begun = {image: image.stat().st_mtime_ns for image in images}
+    with fed(content, begun):
+        alone(monkeypatch, folder, tmp_path / "whole")
+
+    out = tmp_path / "out"
+    killed = [start(folder, out, "--workers", 1, rank=rank, size=2) for rank in range(2)]
+    writers = list(map(reader_of, images))
+    done = times(out, [path.stem for path in out.glob(".packing/*.h5.json")])
+    for process in killed:
+        os.killpg(process.pid, signal.SIGKILL)
+    assert [ended(process)[0] for process in killed] == [-signal.SIGKILL] * 2
+    for writer in writers:
+        os.close(writer)
+    assert (len(done), planned(out)) == (3, 9)
+    assert len(leftovers(out)) == 2
+    assert not (out / "manifest.json").exists()
+
+    for ranks, workers in ((3, 1), (1, 3)):
+        again = tmp_path / f"{ranks} ranks"
+        shutil.copytree(out, again)
+        with fed(content, begun):
+            resumed = [
+                start(folder, again, "--workers", workers, rank=rank, size=ranks) for rank in range(ranks)
+            ]
+            for process in resumed:
+                code, output = ended(process)
+                assert code == 0, output
+        assert contents(again) == contents(tmp_path / "whole")
+        assert leftovers(again) == []
+        assert times(again, done) == done
+
+
+@contextmanager
+def fed(content: dict[Path, bytes], begun: dict[Path, int]) -> Iterator[None]:
+    """Images that are held are given to their next reader; their times are as they were afterwards."""
+    feeding = [
+        threading.Thread(target=image.write_bytes, args=(content[image],), daemon=True) for image in content
+    ]
+    for thread in feeding:
+        thread.start()
+    yield
+    for thread in feeding:
+        thread.join()
+    for image, time_ns in begun.items():
+        os.utime(image, ns=(time_ns, time_ns))  # or the source would be another
+
+
+def times(out: Path, names: Iterable[str]) -> dict[str, int]:
+    """When each of some shards was written."""
+    return {name: (out / name).stat().st_mtime_ns for name in names}
+
+
+def planned(out: Path) -> int:
+    """Number of shards."""
+    return len(json.loads((out / ".packing/plan.json").read_text())["tasks"])
+
+
 def wait_for_shards(out: Path) -> dict[Path, int]:
     """All shards but the one that is held up, once they are there, and their inodes."""
-    tasks = len(json.loads((out / ".packing/plan.json").read_text())["tasks"])
     deadline = time.monotonic() + 30
-    while len(list(out.glob(".packing/*.h5.json"))) < tasks - 1:
+    while len(list(out.glob(".packing/*.h5.json"))) < planned(out) - 1:
         assert time.monotonic() < deadline
         time.sleep(0.05)
     return {path: path.stat().st_ino for path in out.glob("*.h5")}
