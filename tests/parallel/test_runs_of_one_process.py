@@ -28,6 +28,7 @@ from hvdyolo.engine.evaluator import evaluate
 from hvdyolo.engine.job import Job
 from hvdyolo.engine.training import train_attempt
 from hvdyolo.engine.training_inputs import check
+from hvdyolo.metrics.average_precision import CocoScores
 from hvdyolo.models.build import build_model
 
 NETWORK = """
@@ -61,7 +62,7 @@ def trained(comm: Communicator, data: Path, network: Path, run: Path) -> None:
         loader=LoaderConfig(image_size=64, workers=0),
         augment=AugmentConfig(mosaic=0.5, mixup=0.5, multi_scale=0.5),
         optimizer=OptimizerConfig(nominal_batch=24, warmup_epochs=1.0, warmup_min_batches=0),
-        train=TrainConfig(epochs=2, batch=12, sync_batch_norm=True, log_every=1),
+        train=TrainConfig(epochs=2, batch=12, sync_batch_norm=True, eval_every=2, log_every=1),
         evaluation=EvaluationConfig(**UNSURE),
     )
     beacon = Beacon()
@@ -98,9 +99,8 @@ def test_ranks_learn_what_one_process_learns(comm, synthetic, network, tmp_path)
     (state, tensors, journal), (found, found_tensors, found_journal) = saved(alone), saved(run)
     assert (found.step, found.epoch, found.ema_updates) == (state.step, state.epoch, state.ema_updates)
     assert_close(tensors, found_tensors, tolerance=1e-4)
-    assert not load_file(alone / "weights" / "best.safetensors")["model.0.conv.weight"].equal(
-        found_tensors["model model.0.conv.weight"]
-    )
+    name = "model.0.conv.weight"  # something was learnt: the average lags behind
+    assert not tensors[f"model {name}"].equal(tensors[f"ema {name}"])
     for expected, line in zip(journal, found_journal, strict=True):
         for key in ("step", "epoch", "lr", "box", "objectness", "classification"):
             assert line[key] == pytest.approx(expected[key], rel=1e-4), (key, line)
@@ -115,11 +115,13 @@ def test_ranks_find_the_average_precision_of_one_process(comm, synthetic, networ
     model.image_size = 64
     settings = EvaluationConfig(batch=5, rectangular=rectangular, **UNSURE)
     beacon = Beacon()
-    alone, together = (
-        evaluate(model, split, communicator, torch.device("cpu"), settings, LoaderConfig(workers=0), beacon)
-        for communicator in (SingleProcess(), comm)
-    )
+
+    def scores(communicator: Communicator) -> CocoScores:
+        loading, cpu = LoaderConfig(workers=0), torch.device("cpu")
+        return evaluate(model, split, communicator, cpu, settings, loading, beacon)
+
+    alone = comm.broadcast_object("alone", scores(SingleProcess()) if comm.world.rank == 0 else None)
+    together = scores(comm)
     beacon.close()
     assert alone.ap > 0
     assert together == alone
-    assert comm.gather_objects("scores", together) == [alone] * comm.world.size
