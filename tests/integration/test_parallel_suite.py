@@ -12,13 +12,25 @@ SUITE = Path(__file__).resolve().parents[1] / "parallel"
 
 # Uneven shares and the other launcher change sums between ranks, and nothing that whole runs add to them.
 SUMS = [SUITE / "test_collectives.py", SUITE / "test_parity.py", SUITE / "test_precision_of_ranks.py"]
+# One process without Horovod, where only these compare it with something else than itself.
+ALONE = [
+    f"{SUITE / 'test_parity.py'}::test_ranks_give_the_gradient_and_updates_of_one_process[2]",
+    f"{SUITE / 'test_parity.py'}::test_frozen_layers_take_no_part_and_parts_may_have_rates_of_their_own[2]",
+    SUITE / "test_plain_loop.py",
+]
 
 
 @pytest.mark.parametrize(
     ("launcher", "ranks", "tests"),
-    [("mpirun", 2, [SUITE]), ("mpirun", 3, SUMS), ("mpirun", 4, [SUITE]), ("gloo", 2, SUMS)],
+    [
+        ("single", 1, ALONE),
+        ("mpirun", 2, [SUITE]),
+        ("mpirun", 3, SUMS),
+        ("mpirun", 4, [SUITE]),
+        ("gloo", 2, SUMS),
+    ],
 )
-def test_the_parallel_suite_passes(launch, launcher: str, ranks: int, tests: list[Path]) -> None:
+def test_the_parallel_suite_passes(launch, launcher: str, ranks: int, tests: list[Path | str]) -> None:
     ended = launch.program(
         [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--color=no", *tests],
         launcher,

@@ -33,14 +33,17 @@ EMA_DECAY, EMA_RAMP = 0.9, 10.0
 
 @dataclass(frozen=True)
 class Course:
-    """What is learnt: ``steps`` an epoch, of ``passes`` batches of ``images`` each."""
+    """What is learnt: ``steps`` an epoch, of ``passes`` batches of ``images`` each.
+
+    Images that only fill a batch are one in eight, wherever, or those behind the last of ``samples``.
+    """
 
     images: int = 8
     passes: int = 1
     steps: int = 3
     epochs: int = 1
     sizes: tuple[int, ...] = (SIZE, SIZE + 32)  # of the network's input, from step to step
-    with_fillers: bool = True
+    samples: int | None = None  # of an epoch, in as many batches as they need; by default all batches' images
     factors: Mapping[str, float] = field(default_factory=dict)
     nominal_batch: int | None = None  # by default the images of a step
     loss: LossConfig = field(default_factory=LossConfig)
@@ -50,7 +53,12 @@ class Course:
 
     @property
     def batches(self) -> int:
-        return self.steps * self.passes
+        return self.steps * self.passes if self.samples is None else -(-self.samples // self.images)
+
+    def drawing(self, number: int) -> "Drawing":
+        """The image with this number, of all that the batches hold one after the other."""
+        place = number % (self.batches * self.images)
+        return Drawing.of(number, number % 8 == 6 if self.samples is None else place >= self.samples)
 
 
 @dataclass(frozen=True)
@@ -62,10 +70,10 @@ class Drawing:
     labels: np.ndarray  # (n, 5): class, cx, cy, w, h
 
     @classmethod
-    def of(cls, number: int, with_fillers: bool) -> "Drawing":
+    def of(cls, number: int, fills: bool) -> "Drawing":
         random = np.random.default_rng(number)
         pixels = random.integers(0, 256, (SIZE, SIZE, 3)).astype(np.uint8)
-        weight = 0.0 if with_fillers and number % 8 == 6 else 1.0
+        weight = 0.0 if fills else 1.0
         boxes = int(weight) * (number % 4)
         centres = random.uniform(0.2, 0.8, (boxes, 2))
         sides = random.uniform(0.1, 0.4, (boxes, 2))
@@ -119,7 +127,7 @@ class Rehearsal:
         assign = build_assigner(self.model, 4.0)
         for number in range(self.course.epochs * self.course.batches):
             first = number * self.course.images
-            drawings = [Drawing.of(first + slot, self.course.with_fillers) for slot in self.slots]
+            drawings = [self.course.drawing(first + slot) for slot in self.slots]
             labels = [drawing.labels for drawing in drawings]
             step = number // self.course.passes
             input_size = self.course.sizes[step % len(self.course.sizes)]

@@ -4,10 +4,9 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-import yaml
 from safetensors.torch import load_file
 
 from hvdyolo.config import (
@@ -24,10 +23,23 @@ from hvdyolo.distributed.watchdog import Beacon
 from hvdyolo.engine import training
 from hvdyolo.engine.attempt import Attempt
 from hvdyolo.engine.job import Job
-from hvdyolo.models.description import read_description
+from hvdyolo.engine.precision import Precision
 from hvdyolo.utils.errors import Preempted
 
-EPOCHS = 2
+NETWORK = """
+depth_multiple: 1.0
+width_multiple: 1.0
+anchors:
+  - [5, 6, 10, 11, 18, 17]
+backbone:
+  - [-1, 1, Conv, [8, 3, 2]]
+  - [-1, 1, Conv, [8, 3, 2]]
+  - [-1, 1, Conv, [8, 3, 2]]
+head:
+  - [[2], 1, Detect, [nc, anchors]]
+"""
+
+EPOCHS = 4
 BATCHES = 5  # an epoch, of 8 images each; accumulation ramps from 1 to 3 over the first epoch and a half
 
 
@@ -54,19 +66,20 @@ def one_thread_job() -> Iterator[Job]:
     torch.set_num_threads(threads)
 
 
-def configuration(folder: Path) -> Config:
+def configuration(
+    folder: Path, optimizer: Literal["sgd", "adamw"] = "sgd", precision: Precision = "fp16"
+) -> Config:
+    """With this seed the first epoch's AP stays the best, and patience ends training after the third."""
     network = folder / "network.yaml"
-    network.write_text(
-        yaml.safe_dump({**read_description("yolov5n"), "width_multiple": 0.03, "depth_multiple": 0.1})
-    )
+    network.write_text(NETWORK)
     return Config(
         model=ModelConfig(description=str(network)),
         loader=LoaderConfig(image_size=64, workers=0),
         augment=AugmentConfig(mosaic=0.5, mixup=0.5, multi_scale=0.5),
-        optimizer=OptimizerConfig(nominal_batch=24, warmup_epochs=1.5, warmup_min_batches=0),
-        # With this seed gradients overflow early: the scale of the loss is on its way up again at the end.
-        train=TrainConfig(epochs=EPOCHS, batch=8, eval_every=EPOCHS, precision="fp16", seed=2),
-        evaluation=EvaluationConfig(batch=32),
+        optimizer=OptimizerConfig(optimizer, nominal_batch=24, warmup_epochs=1.5, warmup_min_batches=0),
+        train=TrainConfig(epochs=EPOCHS, batch=8, patience=2, precision=precision, seed=4),
+        # Untrained, it is sure of nothing: by default nothing would be found, and every AP be 0.
+        evaluation=EvaluationConfig(batch=32, confidence=1e-5, max_boxes=100),
     )
 
 

@@ -1,24 +1,73 @@
 """A run that is stopped before any of its steps and resumed ends with the bits of one that was not."""
 
-from small_training import BATCHES, EPOCHS, attempt, configuration, one_thread_job, saved
+from pathlib import Path
+
+import pytest
+from small_training import BATCHES, attempt, configuration, one_thread_job, saved
+from torch.amp.grad_scaler import GradScaler
+
+from hvdyolo.config import Config
+from hvdyolo.engine import training
+
+FIRST_SCALE = 2.0**20
 
 
-def test_stopped_before_every_step_and_resumed_a_run_ends_with_the_same_bits(
-    synthetic, tmp_path, monkeypatch
-) -> None:
+def restless_scaler(precision: str, *_: object) -> GradScaler:
+    """Overflows in its first steps, and is soon halved and doubled again: whatever is lost of it shows."""
+    return GradScaler("cpu", init_scale=FIRST_SCALE, growth_interval=3, enabled=precision == "fp16")
+
+
+@pytest.fixture
+def train(synthetic, tmp_path, monkeypatch):
+    """Trains a run until its end or for so many steps; returns the steps it has in all, and what it saved."""
+    monkeypatch.setattr(training, "gradient_scaler", restless_scaler)
+    with one_thread_job() as job:
+
+        def train(config: Config, run: str, steps: int | None):
+            done = attempt(config, synthetic, tmp_path / run, job, steps, monkeypatch)
+            return done, saved(tmp_path / run)
+
+        yield train
+
+
+def differing(found: dict[str, object], expected: dict[str, object]) -> list[str]:
+    assert found.keys() == expected.keys()
+    return [name for name, value in expected.items() if value != found[name]]
+
+
+def test_stopped_before_every_step_and_resumed_a_run_ends_with_the_same_bits(train, tmp_path: Path) -> None:
     """In fp16, which has all that other precisions have to keep, and the scale of the loss."""
     config = configuration(tmp_path)
-    with one_thread_job() as job:
-        steps = attempt(config, synthetic, tmp_path / "whole", job, None, monkeypatch)
-        assert steps < EPOCHS * BATCHES, "nothing was accumulated"
-        for done in range(1, steps):
-            assert attempt(config, synthetic, tmp_path / "parts", job, 1, monkeypatch) == done
-        assert attempt(config, synthetic, tmp_path / "parts", job, None, monkeypatch) == steps
-    expected, found = saved(tmp_path / "whole"), saved(tmp_path / "parts")
-    assert found.keys() == expected.keys()
-    differing = [name for name, value in expected.items() if value != found[name]]
-    assert not differing
-    assert expected["step"] == steps
-    # It was halved and is on its way to be doubled: a scale that is lost would be another one.
-    assert expected["scaler"]["scale"] < 2**16
-    assert expected["scaler"]["_growth_tracker"] > 1
+    steps, expected = train(config, "whole", None)
+    assert steps < 3 * BATCHES, "nothing was accumulated"
+    waited = set()
+    for number in range(1, steps):
+        done, stopped = train(config, "parts", 1)
+        assert done == number
+        waited.add((stopped["best_epoch"], stopped["evaluated_epoch"], stopped["batch"] > 0))
+    done, found = train(config, "parts", None)
+    assert done == steps
+    assert not differing(found, expected)
+    assert (expected["step"], expected["epoch"]) == (steps, 3)
+    # There were stops between the steps of an epoch before any AP, with one that was the best, and with
+    # patience running out. Without the latter there would be a fourth epoch.
+    assert {(0, 0, True), (1, 1, True), (1, 2, True)} <= waited
+    assert expected["best_ap"] > 0
+    assert expected["scaler"]["scale"] < FIRST_SCALE
+    assert expected["scaler"]["_growth_tracker"] > 0
+
+
+def test_adamw_goes_on_with_the_same_bits(train, tmp_path: Path) -> None:
+    """Between the steps of the second epoch, and of the third."""
+    config = configuration(tmp_path, "adamw", "fp32")
+    _, expected = train(config, "whole", None)
+    for steps, evaluated in ((5, 1), (2, 2)):
+        _, stopped = train(config, "parts", steps)
+        assert stopped["batch"] > 0
+        assert (stopped["best_epoch"], stopped["evaluated_epoch"]) == (1, evaluated)
+    _, found = train(config, "parts", None)
+    assert not differing(found, expected)
+    assert expected["epoch"] == 3
+    assert {name.rpartition("/")[2] for name in expected if name.startswith("optimizer: ")} == {
+        "exp_avg", "exp_avg_sq", "step",
+    }  # fmt: skip
