@@ -26,7 +26,7 @@ ALONE = [
         ("single", 1, ALONE),
         ("mpirun", 2, [SUITE]),
         ("mpirun", 3, SUMS),
-        ("mpirun", 4, [SUITE]),
+        ("mpirun", 4, [SUITE, f"--ignore={SUITE / 'test_runs_of_one_process.py'}"]),
         ("gloo", 2, SUMS),
     ],
 )
