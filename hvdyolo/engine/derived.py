@@ -106,7 +106,7 @@ def doubts(config: Config, derived: dict[str, Any]) -> Iterator[str]:
             "the rest of each batch is empty, and rates are those of a full one; lower it"
         )
     if config.model.freeze and config.model.weights is None:
-        yield (f"model.freeze '{config.model.freeze}' holds random values fixed; give model.weights too")
+        yield f"model.freeze '{config.model.freeze}' holds random values fixed; give model.weights too"
     if settings.name == "adamw" and settings.lr == OptimizerConfig().lr:
         yield (
             f"adamw with optimizer.lr {settings.lr:g} and weight_decay {settings.weight_decay:g}: the "

@@ -7,6 +7,7 @@ import pytest
 import torch
 from rehearsal import assert_close
 from safetensors.torch import load_file
+from tiny_network import describe
 from torch import Tensor
 
 from hvdyolo.config import (
@@ -31,18 +32,7 @@ from hvdyolo.engine.training_inputs import check
 from hvdyolo.metrics.average_precision import CocoScores
 from hvdyolo.models.build import build_model
 
-NETWORK = """
-depth_multiple: 1.0
-width_multiple: 1.0
-anchors:
-  - [5, 6, 10, 11, 18, 17]
-backbone:
-  - [-1, 1, Conv, [8, 3, 2]]
-  - [-1, 1, Conv, [8, 3, 2]]
-  - [-1, 1, Conv, [8, 3, 2]]
-head:
-  - [[2], 1, Detect, [nc, anchors]]
-"""
+NETWORK = describe(anchors=[[5, 6, 10, 11, 18, 17]])
 
 # Untrained, a network is sure of nothing: by default nothing would be found, and every AP be 0.
 UNSURE = {"confidence": 1e-5, "max_boxes": 100}

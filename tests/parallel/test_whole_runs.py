@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny_network import describe
 
 from hvdyolo.distributed.watchdog import Beacon
 from hvdyolo.engine import auto_anchor, trainer
@@ -23,17 +24,7 @@ from hvdyolo.models.build import load_model
 from hvdyolo.settings import read_config
 from hvdyolo.utils.errors import InternalError
 
-NETWORK = """
-depth_multiple: 1.0
-width_multiple: 1.0
-anchors: 2
-backbone:
-  - [-1, 1, Conv, [8, 3, 2]]
-  - [-1, 1, Conv, [8, 3, 2]]
-  - [-1, 1, Conv, [8, 3, 2]]
-head:
-  - [[2], 1, Detect, [nc, anchors]]
-"""
+NETWORK = describe(anchors=2)
 
 SETTINGS = {
     "loader.image_size": 32, "loader.workers": 0, "augment.mosaic": 0, "optimizer.nominal_batch": 40,
