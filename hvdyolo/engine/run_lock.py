@@ -3,8 +3,13 @@
 ``lock`` is created with O_EXCL by one process and holds who that is, and a counter that a thread of the
 holder raises. A holder on this host, or of an earlier attempt at this SLURM job, is judged at once. Any other
 is dead when its counter has stood still for a set time.
+
+A dead holder's lock must go to one of those who want it, and between reading it and removing it anything may
+happen. So each dead holder has one successor: whoever creates the file named after it. The successor puts its
+own lock in place of the dead one's, and is followed like any holder if it dies before that.
 """
 
+import hashlib
 import json
 import os
 import threading
@@ -80,21 +85,23 @@ class RunLock:
         path = directory / _NAME
         holder = Holder.current()
         while not create_once(path, json.dumps(asdict(holder))):
-            found = _read(path)
-            if found is None:
+            line = _line(path)
+            if not line:
                 if path.exists():
                     raise MismatchError(
                         f"{path} is not a lock of this program; remove it if no job runs here."
                     )
                 continue  # released this very moment
-            if not found.is_known_dead(holder) and not _stands_still(path, found, expiry):
+            last = line[-1]
+            if not last.is_known_dead(holder) and not _stands_still(path, line, expiry):
                 raise MismatchError(
-                    f"{directory} is in use by process {found.process.pid} on {found.process.host}"
-                    f"{f', SLURM job {found.job}' if found.job else ''}, "
-                    f"since {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(found.since))}; "
+                    f"{directory} is in use by process {last.process.pid} on {last.process.host}"
+                    f"{f', SLURM job {last.job}' if last.job else ''}, "
+                    f"since {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(last.since))}; "
                     "wait for it, or give another directory."
                 )
-            _break(path, found)
+            if _succeed(path, line, holder):
+                break
         return cls(path, holder)
 
     def release(self) -> None:
@@ -123,26 +130,44 @@ def _read(path: Path) -> Holder | None:
         return None
 
 
-def _stands_still(path: Path, found: Holder, expiry: float) -> bool:
-    """Watch the counter of a holder elsewhere for ``expiry`` seconds."""
-    if found.process.machine == ProcessIdentity.current().machine:
+def _successor_of(path: Path, holder: Holder) -> Path:
+    """The file whose creator takes over from ``holder``."""
+    identity = json.dumps([asdict(holder.process), holder.since])
+    return path.with_name(f".{path.name}.after.{hashlib.sha256(identity.encode()).hexdigest()[:16]}")
+
+
+def _line(path: Path) -> list[Holder]:
+    """The holder in ``path``, its successor if it has one, and so on: the last one holds the lock."""
+    line: list[Holder] = []
+    found = _read(path)
+    while found is not None:
+        line.append(found)
+        found = _read(_successor_of(path, found))
+    return line
+
+
+def _stands_still(path: Path, line: list[Holder], expiry: float) -> bool:
+    """Watch the last of ``line``, a holder elsewhere, for ``expiry`` seconds."""
+    if line[-1].process.machine == ProcessIdentity.current().machine:
         return False  # it lives: the machine would know if not
     deadline = time.monotonic() + expiry
     while time.monotonic() < deadline:
         time.sleep(min(1.0, expiry / 10))
-        if _read(path) != found:
+        if _line(path) != line:
             return False
     return True
 
 
-def _break(path: Path, dead: Holder) -> None:
-    """Remove the lock of ``dead``, and no other: someone else may have broken and taken it meanwhile."""
-    aside = path.with_name(f".lock.broken.{os.getpid()}.{threading.get_ident()}")
-    try:
-        os.rename(path, aside)
-    except FileNotFoundError:
-        return
-    moved = _read(aside)
-    if moved is not None and moved.process != dead.process:
-        os.link(aside, path)  # a living holder's: put it back
-    aside.unlink()
+def _succeed(path: Path, line: list[Holder], holder: Holder) -> bool:
+    """Take over from the last of ``line``, who is dead; false if things have changed since ``line`` was read."""
+    claim = _successor_of(path, line[-1])
+    if not create_once(claim, json.dumps(asdict(holder))):
+        return False
+    if _line(path) != [*line, holder]:
+        claim.unlink()  # of a holder whom another has already followed, or who lives after all
+        return False
+    write_json(path, asdict(holder))
+    # Only now: who finds no successor of a holder must find another lock in place of the holder's.
+    for dead in line:
+        _successor_of(path, dead).unlink(missing_ok=True)
+    return True

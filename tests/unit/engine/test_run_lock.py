@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from hvdyolo.engine.run_lock import Holder, RunLock
+from hvdyolo.engine.run_lock import Holder, RunLock, _succeed, _successor_of
 from hvdyolo.utils.errors import MismatchError
 
 HOLD = """
@@ -126,33 +126,74 @@ def test_a_lock_that_was_broken_is_not_given_back_by_its_old_holder(tmp_path: Pa
 def _race(
     directory: Path,
     start: "multiprocessing.synchronize.Event",
-    won: "multiprocessing.queues.SimpleQueue[bool]",
+    outcomes: "multiprocessing.queues.SimpleQueue[str]",
     over: "multiprocessing.synchronize.Event",
 ) -> None:
     start.wait()
     try:
         RunLock.acquire(directory, expiry=600)
-        won.put(True)
+        outcomes.put("held")
         over.wait()  # who comes late must find it held
     except MismatchError:
-        won.put(False)
+        outcomes.put("in use")
+    except BaseException as error:
+        outcomes.put(repr(error))
     os._exit(0)
 
 
-def test_of_many_that_break_one_lock_exactly_one_gets_it(tmp_path: Path) -> None:
+def race(directory: Path, racers: int) -> list[str]:
+    """What becomes of processes that want the lock at the same moment, sorted."""
     context = multiprocessing.get_context("fork")
-    for number in range(8):
+    start, outcomes, over = context.Event(), context.SimpleQueue(), context.Event()
+    processes = [
+        context.Process(target=_race, args=(directory, start, outcomes, over)) for _ in range(racers)
+    ]
+    for process in processes:
+        process.start()
+    start.set()
+    found = sorted(outcomes.get() for _ in processes)
+    over.set()
+    for process in processes:
+        process.join()
+    return found
+
+
+def died(ticks: int) -> dict[str, object]:
+    """A holder on this machine that is dead: its process number has a new owner."""
+    process = Holder.current().process
+    return {"process": dataclasses.replace(process, started=process.started - ticks), "since": float(ticks)}
+
+
+def test_of_many_that_break_one_lock_exactly_one_gets_it(tmp_path: Path) -> None:
+    for number in range(20):
         directory = tmp_path / str(number)
         directory.mkdir()
-        process = Holder.current().process
-        write_holder(directory, process=dataclasses.replace(process, started=process.started - 1))
-        start, won, over = context.Event(), context.SimpleQueue(), context.Event()
-        racers = [context.Process(target=_race, args=(directory, start, won, over)) for _ in range(6)]
-        for racer in racers:
-            racer.start()
-        start.set()
-        results = [won.get() for _ in racers]
-        over.set()
-        for racer in racers:
-            racer.join()
-        assert sum(results) == 1, results
+        write_holder(directory, **died(1))
+        assert race(directory, 6) == ["held"] + 5 * ["in use"]
+        assert [path.name for path in directory.iterdir()] == ["lock"]
+
+
+def test_a_successor_that_died_before_it_took_over_is_followed_in_turn(tmp_path: Path) -> None:
+    for number in range(10):
+        directory = tmp_path / str(number)
+        directory.mkdir()
+        line = [dataclasses.replace(Holder.current(), **died(ticks)) for ticks in (1, 2, 3)]
+        places = [directory / "lock"]
+        places += [_successor_of(places[0], holder) for holder in line[:-1]]
+        for place, holder in zip(places, line, strict=True):
+            place.write_text(json.dumps(asdict(holder)))
+        assert race(directory, 4) == ["held"] + 3 * ["in use"]
+        assert [path.name for path in directory.iterdir()] == ["lock"]
+
+
+def test_who_comes_too_late_to_follow_the_dead_leaves_their_follower_alone(tmp_path: Path) -> None:
+    dead = dataclasses.replace(Holder.current(), **died(1))  # as read before somebody else took over
+    follower = start_holder(tmp_path)
+    try:
+        held = (tmp_path / "lock").read_text()
+        assert not _succeed(tmp_path / "lock", [dead], Holder.current())
+        assert (tmp_path / "lock").read_text() == held
+        assert [path.name for path in tmp_path.iterdir()] == ["lock"]
+    finally:
+        follower.kill()
+        follower.wait()
