@@ -128,7 +128,7 @@ class Training:
     _processes: list["subprocess.Popen[bytes]"] = field(default_factory=list)
 
     def start(self) -> None:
-        """Start the processes and wait until each is before its first batch."""
+        """Start the processes."""
         self._launch += 1
         self._round = 0
         self._processes = []
@@ -143,6 +143,9 @@ class Training:
                     env=os.environ | self.variables,
                 )
             self._processes.append(process)
+
+    def wait_until_ready(self) -> None:
+        """Wait until each process is before its first batch."""
         self._wait(0)
 
     def take_round(self, counts: bool) -> None:
@@ -196,6 +199,8 @@ def take_turns(trainings: Sequence[Training], rounds: int, launches: int = 1) ->
         try:
             for training in trainings:
                 training.start()
+            for training in trainings:
+                training.wait_until_ready()
                 print(f"  {training.name} is ready", file=sys.stderr, flush=True)
             for number in range(rounds + 1):
                 # Back and forth, so that none is always the one after a certain other.

@@ -159,7 +159,7 @@ def _stands_still(path: Path, line: list[Holder], expiry: float) -> bool:
 
 
 def _succeed(path: Path, line: list[Holder], holder: Holder) -> bool:
-    """Take over from the last of ``line``, who is dead; false if things have changed since ``line`` was read."""
+    """Take over from the last of ``line``, who is dead; false if things have changed since it was read."""
     claim = _successor_of(path, line[-1])
     if not create_once(claim, json.dumps(asdict(holder))):
         return False
