@@ -6,6 +6,7 @@ The consumer does nothing with the batches. Loaders with one and with two worker
 whichever waits has filled its queue and sleeps.
 """
 
+import os
 import sys
 import tempfile
 import time
@@ -21,6 +22,7 @@ from hvdyolo.data.loader import TrainLoader
 from hvdyolo.data.order import BatchPlan
 from hvdyolo.data.reader import PackedSplit
 from hvdyolo.data.workers import start_worker_server
+from hvdyolo.utils.freed_memory import keep_freed_memory
 
 BATCH = 16
 ROUNDS = 7
@@ -33,6 +35,7 @@ SHORT_EPOCH = 16  # batches
 def main() -> int:
     """Returns 1 if a claim falls short."""
     torch.set_num_threads(1)
+    keep_freed_memory(os.environ)  # as training does
     start_worker_server()
     with tempfile.TemporaryDirectory() as folder:
         split = draw_and_pack(Path(folder))
