@@ -49,7 +49,7 @@ format: env ## let ruff format the Python files
 bench-data: env ## what is claimed of packing, reading, order and augmentation, measured: about 10 minutes
 	@$(AS_ROOT) scripts/bench_data.sh
 
-bench-train: env ## training against its plain form, and two ranks against two processes and DDP: about 16 minutes
+bench-train: env ## training against its plain form, and two ranks against two processes and DDP: about 14 minutes
 	@$(AS_ROOT) $(BIN)/python benchmarks/train_speed.py
 
 study-augment: env ## what faster ways to make training samples cost in AP: some hours, and resumes

@@ -148,8 +148,8 @@ class Training:
         """Wait until each process is before its first batch."""
         self._wait(0)
 
-    def take_round(self, counts: bool) -> None:
-        """Let the processes do their batches; ``counts`` keeps how that went."""
+    def take_round(self) -> None:
+        """Let the processes do their batches, and keep how that went."""
         (self._gate / begin_name(self._round)).touch()
         self._round += 1
         reports = self._wait(self._round)
@@ -157,9 +157,8 @@ class Training:
         speed = sum(report.images / report.seconds for report in reports)
         cost = 1000 * sum(report.processor_seconds for report in reports) / sum(r.images for r in reports)
         print(f"  {self.name}: {speed:.2f} images/s, {cost:.1f} ms an image", file=sys.stderr, flush=True)
-        if counts:
-            self.speeds.append(speed)
-            self.costs.append(cost)
+        self.speeds.append(speed)
+        self.costs.append(cost)
 
     def end(self) -> None:
         """End the processes."""
@@ -194,7 +193,10 @@ class Training:
 
 
 def take_turns(trainings: Sequence[Training], rounds: int, launches: int = 1) -> None:
-    """Start all, let them take turns, end them; ``launches`` times, each with a round that does not count."""
+    """Start all, let them take turns, end them; ``launches`` times.
+
+    The first batches of a training are slow. They are among those of its first round that are not timed.
+    """
     for _ in range(launches):
         try:
             for training in trainings:
@@ -202,10 +204,10 @@ def take_turns(trainings: Sequence[Training], rounds: int, launches: int = 1) ->
             for training in trainings:
                 training.wait_until_ready()
                 print(f"  {training.name} is ready", file=sys.stderr, flush=True)
-            for number in range(rounds + 1):
+            for number in range(rounds):
                 # Back and forth, so that none is always the one after a certain other.
                 for training in trainings if number % 2 else reversed(trainings):
-                    training.take_round(counts=number > 0)
+                    training.take_round()
         finally:
             for training in trainings:
                 training.end()
