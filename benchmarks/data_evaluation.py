@@ -21,11 +21,11 @@ import torch
 from claims import Claim, report
 from data_verify import datasets
 from numpy.typing import NDArray
-from PIL import Image
 
 from hvdyolo.config import LoaderConfig
 from hvdyolo.data.evaluation_loader import EvaluationLoader
 from hvdyolo.data.reader import PackedSplit
+from hvdyolo.data.resizing import resize_triangle
 from hvdyolo.ops.letterbox import FILL
 
 BAR = 0.85
@@ -86,7 +86,8 @@ def letterboxed(encoded: bytes) -> NDArray[np.uint8]:
     scale = SIZE / max(height, width)
     across, down = round(width * scale), round(height * scale)
     if (across, down) != (width, height):
-        pixels = np.asarray(Image.fromarray(pixels).resize((across, down), Image.Resampling.BILINEAR))
+        large, pixels = pixels, np.empty((down, across, 3), dtype=np.uint8)
+        resize_triangle(large, pixels)
     square = np.full((SIZE, SIZE, 3), FILL, dtype=np.uint8)
     top, left = (SIZE - down) // 2, (SIZE - across) // 2
     square[top : top + down, left : left + across] = pixels

@@ -13,8 +13,8 @@ from hvdyolo.config import LoaderConfig
 from hvdyolo.data.buffers import SharedImages
 from hvdyolo.data.decoding import pixels_of
 from hvdyolo.data.evaluation_batches import InputBatch, rectangular_batches, square_batches
-from hvdyolo.data.images import letterbox_into
 from hvdyolo.data.reader import PackedSplit
+from hvdyolo.data.resizing import letterbox_into
 from hvdyolo.data.work import WorkResults
 from hvdyolo.data.worker_count import worker_count
 from hvdyolo.ops.letterbox import FILL, Letterbox, fit_letterbox

@@ -20,7 +20,8 @@ from hvdyolo.data.outlines import Outlines
 from hvdyolo.data.parameters import draw_parameters
 from hvdyolo.data.random import Purpose, sample_generator
 from hvdyolo.data.reader import DamagedSampleError, PackedSplit
-from hvdyolo.data.render import renderer, resize_triangle
+from hvdyolo.data.render import renderer
+from hvdyolo.data.resizing import resize_triangle
 from hvdyolo.ops.letterbox import FILL, fit_letterbox
 
 Labels = NDArray[np.float32]

@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hvdyolo.data.images import decode_upright, letterbox_image
+from hvdyolo.data.images import decode_upright
+from hvdyolo.data.resizing import letterbox_image
 from hvdyolo.models.build import load_model
 from hvdyolo.models.fuse import fuse_batch_norms
 from hvdyolo.ops.letterbox import Letterbox, fit_letterbox

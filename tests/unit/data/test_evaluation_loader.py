@@ -8,8 +8,9 @@ import torch
 
 from hvdyolo.config import LoaderConfig
 from hvdyolo.data.evaluation_loader import EvaluationLoader
-from hvdyolo.data.images import MOST_PIXELS, decode, letterbox_image
+from hvdyolo.data.images import MOST_PIXELS, decode
 from hvdyolo.data.reader import PackedSplit
+from hvdyolo.data.resizing import letterbox_image
 from hvdyolo.ops.letterbox import fit_letterbox
 
 

@@ -20,11 +20,9 @@ from hvdyolo.data.images import (
     decode,
     decode_upright,
     encode_jpeg,
-    letterbox_image,
     open_image,
     resize,
 )
-from hvdyolo.ops.letterbox import fit_letterbox
 from hvdyolo.utils.errors import DataError
 
 PLENTY = 10**6
@@ -302,15 +300,6 @@ def test_shrinking_averages_and_enlarging_interpolates() -> None:
 def test_resizing_to_the_same_size_changes_nothing() -> None:
     image = np.random.default_rng(0).integers(0, 256, (7, 9, 3), dtype=np.uint8)
     assert resize(image, 9, 7) is image
-
-
-def test_a_letterbox_is_grey_around_the_resized_image() -> None:
-    image = np.full((20, 40, 3), 255, dtype=np.uint8)
-    boxed = letterbox_image(image, fit_letterbox(20, 40, 32))
-    assert boxed.shape == (32, 32, 3)
-    assert (boxed[:8] == 114).all()
-    assert (boxed[8:24] == 255).all()
-    assert (boxed[24:] == 114).all()
 
 
 def test_a_jpeg_keeps_its_colours_at_full_resolution() -> None:
