@@ -38,13 +38,11 @@ HERE = Path(__file__).resolve().parent
 IMAGES = 2_000  # so that no round meets the end of an epoch
 BATCH, NOMINAL = 16, 64
 ROUNDS, ROUNDS_WITHOUT_LOADING = 5, 3
-LAUNCHES, ROUNDS_A_LAUNCH = (
-    3,
-    2,
-)  # of two ranks, whose speed differs more from launch to launch than from round to round
+# Of two ranks, whose speed differs more from launch to launch than from round to round.
+LAUNCHES, ROUNDS_A_LAUNCH = 3, 2
 PACE, SHORT = Pace(warm=4, timed=8), Pace(warm=4, timed=4)
 # Where the processor computes bf16 by emulation, a batch takes as long as ten.
-PACE_OF_EMULATION = Pace(warm=0, timed=1)
+PACE_OF_EMULATION = Pace(warm=1, timed=1)
 
 
 @dataclass(frozen=True)

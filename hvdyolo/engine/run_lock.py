@@ -164,7 +164,7 @@ def _succeed(path: Path, line: list[Holder], holder: Holder) -> bool:
     if not create_once(claim, json.dumps(asdict(holder))):
         return False
     if _line(path) != [*line, holder]:
-        claim.unlink()  # of a holder whom another has already followed, or who lives after all
+        claim.unlink(missing_ok=True)  # of a holder whom another has already followed, or who lives after all
         return False
     write_json(path, asdict(holder))
     # Only now: who finds no successor of a holder must find another lock in place of the holder's.

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 from safetensors.torch import load_file
+from tiny_network import describe
 
 from hvdyolo.config import (
     AugmentConfig,
@@ -26,18 +27,7 @@ from hvdyolo.engine.job import Job
 from hvdyolo.engine.precision import Precision
 from hvdyolo.utils.errors import Preempted
 
-NETWORK = """
-depth_multiple: 1.0
-width_multiple: 1.0
-anchors:
-  - [5, 6, 10, 11, 18, 17]
-backbone:
-  - [-1, 1, Conv, [8, 3, 2]]
-  - [-1, 1, Conv, [8, 3, 2]]
-  - [-1, 1, Conv, [8, 3, 2]]
-head:
-  - [[2], 1, Detect, [nc, anchors]]
-"""
+NETWORK = describe(anchors=[[5, 6, 10, 11, 18, 17]])
 
 EPOCHS = 4
 BATCHES = 5  # an epoch, of 8 images each; accumulation ramps from 1 to 3 over the first epoch and a half
