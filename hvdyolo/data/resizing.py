@@ -11,7 +11,7 @@ Pixels = NDArray[np.uint8]
 
 
 def resize_triangle(image: Pixels, target: Pixels) -> None:
-    """The pixels of Pillow's bilinear resize; about one in a hundred is 1 off when enlarged, fewer when shrunk.
+    """The pixels of Pillow's bilinear resize; one in a hundred is 1 off when enlarged, fewer when shrunk.
 
     The same anti-aliased triangle filter in 8-bit arithmetic, in a quarter of the time.
     """
