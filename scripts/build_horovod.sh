@@ -190,7 +190,7 @@ fetch_source() {
   if [[ -n ${HOROVOD_SDIST:-} ]]; then
     cp -- "$HOROVOD_SDIST" "$into/" || fail 74 "HOROVOD_SDIST names $HOROVOD_SDIST, which cannot be read."
   else
-    watched "fetching Horovod's source (40 MB)" "$log" run_pip "$python" download --no-deps --no-binary :all: \
+    watched "fetching Horovod's source" "$log" run_pip "$python" download --no-deps --no-binary :all: \
       --no-build-isolation --require-hashes --dest "$into" -r "$ROOT/requirements/horovod.txt" ||
       explain_failure "Horovod's source could not be fetched" "$log"
   fi
@@ -260,11 +260,14 @@ run_compilation() {
 
 compile_wheel() {
   local work=$1 jobs=${HVDYOLO_BUILD_JOBS:-} nccl_library
+  # Horovod's headers take these for granted; since GCC 13 the standard library's no longer bring them along.
+  local headers="-include cstdint -include functional -include memory -include stdexcept -include string"
   if [[ -z $jobs ]]; then jobs=$(build_jobs); fi
   local settings=(
     PATH="$(dirname "$mpicc"):$(dirname "$python"):$PATH"
     MAKEFLAGS="-j$jobs"
     CMAKE_POLICY_VERSION_MINIMUM=3.5
+    CXXFLAGS="${CXXFLAGS:-} $headers"
     HOROVOD_WITH_PYTORCH=1 HOROVOD_WITH_MPI=1 HOROVOD_WITH_GLOO=1
     HOROVOD_WITHOUT_TENSORFLOW=1 HOROVOD_WITHOUT_MXNET=1
     HOROVOD_LOCAL_VERSION="torch${torch_version//[^0-9a-zA-Z.]/}.$mpi_label.$(device_label)"
