@@ -20,7 +20,9 @@ from hvdyolo.engine.precision import Precision, no_scaling, reduced_precision
 from hvdyolo.engine.schedule import TrainingSchedule
 from hvdyolo.models.build import DetectionModel
 from hvdyolo.objective.loss import StepCounts, detection_loss
+from hvdyolo.objective.targets import move_targets
 from hvdyolo.ops.pixels import prepare_images
+from hvdyolo.ops.tensor_lists import copies_of, copy_tensors
 from hvdyolo.utils.errors import InternalError
 
 _MOST_SKIPPED_STEPS = 20  # in a row: a run whose gradients stay non-finite does not recover
@@ -72,7 +74,7 @@ class Learner:
         assert step.range is not None
         apply_rates(self.optimizer, self.schedule.rates(step.range))
         self.reduction.begin(len(step.batches))
-        buffers = [buffer.clone() for buffer in self.model.buffers()]
+        buffers = copies_of(list(self.model.buffers()))
         losses = torch.zeros(3, device=self.device)
         for micro_batch in step.batches:
             self.beacon.beat("compute", self.step)
@@ -116,7 +118,7 @@ class Learner:
             dtype=next(self.model.parameters()).dtype,
             size=batch.input_size,
         )
-        targets = [level.to(self.device) for level in micro_batch.targets]
+        targets = move_targets(micro_batch.targets, self.device)
         weights = self._moved(batch.weights)
         with reduced_precision(self.precision, self.device):
             if self.unrecorded:
@@ -140,8 +142,7 @@ class Learner:
 
     def _skip(self, buffers: list[Tensor]) -> None:
         """Leave no trace of a step: what made the gradient non-finite may be in running statistics too."""
-        for buffer, before in zip(self.model.buffers(), buffers, strict=True):
-            buffer.copy_(before)
+        copy_tensors(self.model.buffers(), buffers)
         self.skipped += 1
         if self.skipped >= _MOST_SKIPPED_STEPS:
             error = InternalError(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from hvdyolo.objective.assign import LevelMatches
+from hvdyolo.ops.tensor_lists import move_together
 from hvdyolo.utils.errors import InternalError
 
 _LEAST = 64
@@ -35,11 +36,14 @@ class LevelTargets:
     objectness_cell: Tensor
     valid: Tensor
 
-    def to(self, device: torch.device) -> "LevelTargets":
-        """The same on ``device``."""
-        return LevelTargets(
-            *(getattr(self, field.name).to(device, non_blocking=True) for field in fields(self))
-        )
+
+def move_targets(targets: Sequence[LevelTargets], device: torch.device) -> list[LevelTargets]:
+    """The same on ``device``, without waiting for what that is still computing."""
+    if device.type == "cpu":
+        return list(targets)
+    names = [field.name for field in fields(LevelTargets)]
+    moved = iter(move_together([getattr(level, name) for level in targets for name in names], device))
+    return [LevelTargets(*(next(moved) for _ in names)) for _ in targets]
 
 
 def pad_matches(

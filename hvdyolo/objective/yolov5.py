@@ -9,7 +9,7 @@ from torch import Tensor
 from hvdyolo.config import LossConfig
 from hvdyolo.objective.assign import Assigner
 from hvdyolo.objective.loss import StepCounts, detection_loss
-from hvdyolo.objective.targets import pad_matches
+from hvdyolo.objective.targets import move_targets, pad_matches
 
 
 class Model(Protocol):
@@ -57,7 +57,7 @@ def yolov5_loss(
     )
     terms = detection_loss(
         levels,
-        [level.to(images.device) for level in padded],
+        move_targets(padded, images.device),
         torch.ones(batch, device=images.device),
         counts,
         settings,

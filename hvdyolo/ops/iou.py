@@ -27,10 +27,11 @@ def complete_iou(a_cxcywh: Tensor, b_cxcywh: Tensor, eps: float = 1e-7) -> Tenso
     decides the last digits: in the union, in the squared diagonal and in that weight.
     """
     a, b = cxcywh_to_xyxy(a_cxcywh), cxcywh_to_xyxy(b_cxcywh)
-    overlap = torch.minimum(a[:, 2:], b[:, 2:]) - torch.maximum(a[:, :2], b[:, :2])
-    intersection = overlap.clamp_min(0).prod(-1)
+    overlap = (torch.minimum(a[:, 2:], b[:, 2:]) - torch.maximum(a[:, :2], b[:, :2])).clamp_min(0)
+    # Not `prod`: its backward pass looks for zeros, and waits for the GPU to tell.
+    intersection = overlap[:, 0] * overlap[:, 1]
     a_size, b_size = a_cxcywh[:, 2:], b_cxcywh[:, 2:]
-    union = a_size.prod(-1) + b_size.prod(-1) - intersection + eps
+    union = a_size[:, 0] * a_size[:, 1] + b_size[:, 0] * b_size[:, 1] - intersection + eps
     iou = intersection / union
     enclosing = torch.maximum(a[:, 2:], b[:, 2:]) - torch.minimum(a[:, :2], b[:, :2])
     diagonal = enclosing.square().sum(-1) + eps

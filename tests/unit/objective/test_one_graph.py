@@ -14,7 +14,7 @@ from hvdyolo.config import LossConfig
 from hvdyolo.models.build import DetectionModel, build_model
 from hvdyolo.objective.assign import Assigner
 from hvdyolo.objective.loss import StepCounts, detection_loss
-from hvdyolo.objective.targets import LevelTargets, pad_matches
+from hvdyolo.objective.targets import LevelTargets, move_targets, pad_matches
 
 SIZE = 64
 IMAGES = 2
@@ -90,6 +90,16 @@ def test_one_graph_serves_batches_of_different_boxes(model: DetectionModel) -> N
     assert len(graphs) == 2
 
 
+def test_no_value_is_looked_at(model: DetectionModel) -> None:
+    """Forward or backward: on a GPU each look waits for all that was computed before."""
+    images, targets, counts = batch(model, 3)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        loss_of(model)(images, targets, torch.ones(IMAGES), counts).backward()
+    operations = {event.key for event in profile.key_averages()}
+    assert "aten::convolution_backward" in operations
+    assert not operations & {"aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select"}
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: what waits for one is not looked for")
 def test_nothing_waits_for_the_gpu(model: DetectionModel) -> None:
@@ -97,7 +107,7 @@ def test_nothing_waits_for_the_gpu(model: DetectionModel) -> None:
     images, targets, counts = batch(model.to(device), 3)
     inputs = (
         images.to(device),
-        tuple(level.to(device) for level in targets),
+        tuple(move_targets(targets, device)),
         torch.ones(IMAGES, device=device),
         StepCounts(counts.images.to(device), counts.matches.to(device)),
     )
