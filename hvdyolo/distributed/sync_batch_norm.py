@@ -72,6 +72,7 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return super().forward(x)
+        x = _summable(x)
         moments = self._moments(x)
         if self.track_running_stats:
             self._track(moments)
@@ -118,6 +119,15 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         return self._sum(f"{self._name}: gradients", sums)
 
 
+def _summable(tensor: Tensor) -> Tensor:
+    """``tensor`` in a layout whose sums are right.
+
+    On GPUs torch adds half precision up in half precision, unless channels are last: 204,800 values of a
+    channel were off by 0.4 %.
+    """
+    return tensor.contiguous(memory_format=torch.channels_last) if tensor.is_cuda else tensor
+
+
 @dataclass(frozen=True)
 class _Moments:
     """Over all ranks, in double precision.
@@ -161,6 +171,7 @@ class _Normalise(torch.autograd.Function):
         all others.
         """
         x, weight, mean, variance = context.saved_tensors
+        gradient = _summable(gradient)
         inverse = (variance + context.eps).rsqrt()
         # Torch's kernel for fixed statistics gives just these two sums. It reads mean and variance on CPUs,
         # mean and inverse on GPUs.

@@ -78,7 +78,7 @@ def detect(
             return
         run_detection(
             job.comm, weights, source, out, config.detect, max_bad, job.beacon,
-            device=job.device, lanes=job.threads, stop=StopRequest(),
+            device=job.device, lanes=config.distributed.threads or job.cores, stop=StopRequest(),
         )  # fmt: skip
 
 

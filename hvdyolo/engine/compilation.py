@@ -16,13 +16,17 @@ from hvdyolo.config import TrainConfig
 from hvdyolo.models.build import DetectionModel
 from hvdyolo.utils.errors import UsageError
 
+_OVERRIDE = "set_override_stale_capture_stream"
 
-def check_compilation(settings: TrainConfig, device: torch.device, *, several_sizes: bool) -> None:
+
+def check_compilation(
+    settings: TrainConfig, device: torch.device, *, several_sizes: bool, ranks: int = 1
+) -> None:
     """See that this rank can do what ``settings`` ask for.
 
     Raises:
-        UsageError: there is no compiler, no GPU, more than one size of the input for a graph, or norms that
-            wait for other ranks in the middle of one.
+        UsageError: there is no compiler, no GPU, more than one size of the input for a graph, a torch that
+            cannot record one beside Horovod, or norms that wait for other ranks in the middle of one.
     """
     for name in ("compile", "cuda_graphs"):
         if getattr(settings, name) and settings.sync_batch_norm:
@@ -41,6 +45,11 @@ def check_compilation(settings: TrainConfig, device: torch.device, *, several_si
             raise UsageError(f"train.cuda_graphs needs a GPU, not {device.type}; leave the setting out.")
         if several_sizes:
             raise UsageError("train.cuda_graphs needs one size of the input; set augment.multi_scale to 0.")
+        if ranks > 1 and not hasattr(torch.autograd.graph, _OVERRIDE):
+            raise UsageError(
+                "train.cuda_graphs on several ranks needs torch 2.13 or later, and this is "
+                f"{torch.__version__}; leave the setting out."
+            )
 
 
 def compile_network(model: DetectionModel, settings: TrainConfig, *, several_sizes: bool) -> None:
@@ -80,7 +89,7 @@ def _beside_hooks() -> Iterator[None]:
     It refuses to touch these, for gradients that they accumulated would not be in the graph. Recording
     accumulates none. Before 2.13 torch had no such choice, and a capture ended with an error of CUDA's.
     """
-    override = getattr(torch.autograd.graph, "set_override_stale_capture_stream", lambda enabled: None)
+    override = getattr(torch.autograd.graph, _OVERRIDE, lambda enabled: None)
     override(True)
     try:
         yield

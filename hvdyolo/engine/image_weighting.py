@@ -51,8 +51,9 @@ class ImageWeighting:
 
     def note(self, epoch: int, scores: Sequence[float]) -> None:
         """Remember the AP of every class when ``epoch`` epochs were done."""
-        self.evaluations[epoch] = tuple(scores)
-        self.evaluations = dict(sorted(self.evaluations.items())[-_KEPT:])
+        # A new one: images may be drawn in another thread meanwhile.
+        evaluations = {**self.evaluations, epoch: tuple(scores)}
+        self.evaluations = dict(sorted(evaluations.items())[-_KEPT:])
 
     def draw(self, epoch: int, positions: range) -> NDArray[np.int64]:
         """The samples at some positions of an epoch, as :class:`WeightedDraw` gives them."""
@@ -64,8 +65,9 @@ class ImageWeighting:
 
     def _scores_of(self, epoch: int) -> tuple[float, ...] | None:
         """The last that were known when the epoch before ``epoch`` began."""
-        known = [done for done in self.evaluations if done < epoch]
-        return self.evaluations[max(known)] if known else None
+        evaluations = self.evaluations
+        known = [done for done in evaluations if done < epoch]
+        return evaluations[max(known)] if known else None
 
     def _weights(self, scores: tuple[float, ...] | None) -> NDArray[np.float64]:
         # COCO says -1 of what it cannot score.
@@ -93,9 +95,11 @@ def check_image_weighting(config: Config, schedule: TrainingSchedule) -> None:
             raise UsageError(
                 f"train.image_weighting draws images from everywhere: it needs {key} {needed}, not {value}."
             )
-    ahead = schedule.accumulation + config.loader.prefetch
+    # Workers are ahead of what is copied for a GPU, and that of what is trained.
+    ahead = schedule.accumulation + 2 * config.loader.prefetch
     if schedule.batches < ahead:
         raise UsageError(
-            f"train.image_weighting needs epochs of at least {ahead} batches (loader.prefetch and one "
-            f"optimizer step's), and there are {schedule.batches}: lower train.batch or loader.prefetch."
+            f"train.image_weighting needs epochs of at least {ahead} batches (twice loader.prefetch and "
+            f"one optimizer step's), and there are {schedule.batches}: lower train.batch or "
+            "loader.prefetch."
         )

@@ -12,7 +12,7 @@ from hvdyolo.config import Config
 from hvdyolo.data.workers import start_worker_server
 from hvdyolo.distributed.binding import lift_binding
 from hvdyolo.distributed.communicator import Communicator
-from hvdyolo.distributed.device import choose_device, share_of_cores
+from hvdyolo.distributed.device import choose_device, share_of_cores, torch_threads
 from hvdyolo.distributed.launch import is_lost_peer, open_communicator
 from hvdyolo.distributed.watchdog import Beacon, start_watchdog
 from hvdyolo.distributed.world import World, launched_world
@@ -55,7 +55,7 @@ def open_job(config: Config) -> Iterator[Job]:
         try:
             device = choose_device(comm.world)
             cores = share_of_cores(comm)
-            threads = config.distributed.threads or cores
+            threads = config.distributed.threads or torch_threads(device, cores)
             torch.set_num_threads(threads)
             yield Job(comm, device, beacon, cores, threads, unbound)
         except BaseException as error:

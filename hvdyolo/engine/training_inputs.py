@@ -60,7 +60,8 @@ def check(config: Config, data: Path, stage: str | None, job: Job) -> Inputs:
         check_image_size("evaluation.image_size", config.evaluation.image_size, model)
     check_parts(config, model)
     check_packages(config.augment)
-    check_compilation(config.train, job.device, several_sizes=config.augment.multi_scale > 0)
+    several_sizes = config.augment.multi_scale > 0
+    check_compilation(config.train, job.device, several_sizes=several_sizes, ranks=job.comm.world.size)
     outlines = config.augment.copy_paste > 0
     outlined = ("train",) if outlines else ()
     shards = local_shards(data, ("train", "val"), stage, lambda: job.beacon.beat("stage", 0), outlined)

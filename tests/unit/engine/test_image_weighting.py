@@ -70,8 +70,8 @@ def test_images_of_what_is_found_are_drawn_less(split: PackedSplit) -> None:
     [
         (["--loader.order", "block"], 100, "needs loader.order exact, not block"),
         (["--augment.partners", "recent"], 100, "needs augment.partners any, not recent"),
-        (["--train.batch", "16"], 5, "epochs of at least 6 batches"),
-        (["--train.batch", "64"], 2, "epochs of at least 3 batches"),
+        (["--train.batch", "16"], 7, "epochs of at least 8 batches"),
+        (["--train.batch", "64"], 4, "epochs of at least 5 batches"),
     ],
 )
 def test_settings_that_do_not_go_with_it_are_refused(words: list[str], batches: int, says: str) -> None:
@@ -85,4 +85,4 @@ def test_settings_that_do_not_go_with_it_are_refused(words: list[str], batches: 
 
 def test_an_epoch_that_is_long_enough_is_accepted() -> None:
     config = read_config(None, ["--train.image_weighting", "true", "--train.batch", "16"])
-    check_image_weighting(config, TrainingSchedule(OptimizerConfig(), 3, 6, 16))
+    check_image_weighting(config, TrainingSchedule(OptimizerConfig(), 3, 8, 16))
