@@ -114,15 +114,20 @@ def assign(targets: Tensor, anchors: Tensor, height: int, width: int) -> Assigne
     )
 
 
-def plain_loss(
-    levels: Sequence[Tensor], targets: Tensor, model: DetectionModel, size: int
-) -> tuple[Tensor, Tensor]:
+def assign_levels(targets: Tensor, model: DetectionModel, levels: Sequence[Tensor]) -> list[Assigned]:
+    """The matches of targets (n, 6) at each level."""
+    return [
+        assign(targets, anchors, raw.shape[2], raw.shape[3])
+        for raw, anchors in zip(levels, model.head.anchors, strict=True)
+    ]
+
+
+def plain_loss(levels: Sequence[Tensor], assigned: Sequence[Assigned], size: int) -> tuple[Tensor, Tensor]:
     """The loss of a batch times its images, and its three terms for people."""
     device = levels[0].device
     box, objectness, classification = (torch.zeros(1, device=device) for _ in range(3))
     classes = levels[0].shape[-1] - 5
-    for raw, anchors, balance in zip(levels, model.head.anchors, BALANCES, strict=True):
-        found = assign(targets, anchors, raw.shape[2], raw.shape[3])
+    for raw, found, balance in zip(levels, assigned, BALANCES, strict=True):
         quality = torch.zeros(raw.shape[:-1], device=device)
         if len(found.image):
             where = (found.image, found.anchor, found.row, found.column)
@@ -184,8 +189,9 @@ def train_plainly(model: DetectionModel, batches: Iterator[Batch], accumulation:
     device = model.head.anchors.device
     mean = torch.zeros(3, device=device)
     for number, (images, targets) in enumerate(batches, start=1):
-        levels = model(images.to(device).float() / 255)
-        loss, terms = plain_loss(levels, targets.to(device), model, images.shape[2])
+        levels = model(images.to(device, non_blocking=True).float() / 255)
+        assigned = assign_levels(targets.to(device), model, levels)
+        loss, terms = plain_loss(levels, assigned, images.shape[2])
         loss.backward()
         mean = (mean * (number - 1) + terms) / number
         if number % accumulation == 0:
@@ -206,6 +212,7 @@ def load(split: PackedSplit, batch: int, size: int, workers: int) -> Iterator[Ba
         collate_fn=collate,
         drop_last=True,
         persistent_workers=True,
+        pin_memory=torch.cuda.is_available(),
     )
     return itertools.chain.from_iterable(itertools.repeat(loader))
 
@@ -218,7 +225,8 @@ def check_loss(model: DetectionModel, size: int) -> None:
     numbers = torch.arange(40)[:, None]
     targets = torch.cat([numbers % 2, numbers % 3, boxes], 1)
     with torch.no_grad():
-        plain, _ = plain_loss(model(images), targets, model, size)
+        levels = model(images)
+        plain, _ = plain_loss(levels, assign_levels(targets, model, levels), size)
         expected = yolov5_loss(model, images, targets)["total"]
     torch.testing.assert_close(plain, expected, rtol=1e-4, atol=0)
 
@@ -229,7 +237,8 @@ def main() -> None:
     gate_arguments(parser)
     parser.add_argument("--batch", type=int, required=True)
     parser.add_argument("--accumulation", type=int, required=True)
-    parser.add_argument("--threads", type=int, required=True, help="of torch, and loader processes")
+    parser.add_argument("--threads", type=int, required=True, help="of torch")
+    parser.add_argument("--workers", type=int, help="loader processes; by default as many")
     parser.add_argument("--description", default="yolov5n")
     parser.add_argument("--size", type=int, default=320)
     options = parser.parse_args()
@@ -239,7 +248,7 @@ def main() -> None:
     model = build_model(options.description, len(split.names)).train()
     check_loss(model, options.size)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
-    batches = load(split, options.batch, options.size, workers=options.threads)
+    batches = load(split, options.batch, options.size, workers=options.workers or options.threads)
     gate = open_gate(options)
     train_plainly(
         model, gated(batches, gate, lambda batch: len(batch[0]), options.repeat), options.accumulation

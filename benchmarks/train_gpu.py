@@ -2,17 +2,18 @@
 
     python benchmarks/train_gpu.py [--batch 32]
 
-As ``train_speed.py``: whole loops with real loading, in turns. ``gpu.sh`` calls it. NOT RUN YET: no GPU has
-been at hand.
+As ``train_speed.py``: whole loops with real loading, in turns. ``gpu.sh`` calls it.
 """
 
 import argparse
+import os
 import subprocess
 import sys
 import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -25,10 +26,11 @@ from hvdyolo.utils.cores import available_cores
 from hvdyolo.utils.errors import UsageError
 
 ACCUMULATION = 2
-PACE = Pace(warm=8, timed=16)
+PACE = Pace(warm=16, timed=64)  # a round takes seconds; loaders have a few batches ready before it
 ROUNDS = 3
 NETWORK, SIZE = "yolov5s", 640
 _MOST_WORKERS = 8
+_UTILISATION_MILLISECONDS = 100
 
 VARIANTS: dict[str, tuple[str, ...]] = {
     "fp32": (),
@@ -58,14 +60,38 @@ def main() -> None:
             words = VARIANTS["bf16"]
             trainings.append(train(f"bf16, {gpus} ranks", words, data, work, options.batch, gpus))
         with utilisation() as percents:
+            for training in (plain, *trainings):
+                training.percents = percents
             take_turns([plain, *trainings], ROUNDS)
         tell([plain, *trainings])
-        for training in trainings:
+        for training in (plain, *trainings):
             found = ratios(training, plain)
-            print(f"{training.name} / the plain form in fp32: {np.median(found):.2f} x")
-        print(f"GPU utilisation over all of it, as nvidia-smi tells: {np.mean(percents or [0]):.0f} %")
+            print(
+                f"{training.name} / the plain form in fp32: {np.median(found):.2f} x "
+                f"({found.min():.2f} … {found.max():.2f}); GPU utilisation {np.median(training.busy):.0f} %"
+            )
         for precision in ("fp32", "bf16"):
-            show_parts(data, options.batch, precision)
+            show_parts(data, options.batch, precision, gpus)
+
+
+@dataclass
+class GpuTraining(Training):
+    """A training that keeps how busy the GPUs were in its rounds.
+
+    Attributes:
+        percents: what all samples of utilisation so far said, of all trainings.
+        busy: the mean of the busiest half of a round's samples; its warm batches and its end are in the rest.
+    """
+
+    percents: list[float] = field(default_factory=list)
+    busy: list[float] = field(default_factory=list)
+
+    def take_round(self) -> None:
+        """As any training's."""
+        before = len(self.percents)
+        super().take_round()
+        found = sorted(self.percents[before:])
+        self.busy.append(float(np.mean(found[len(found) // 2 :] or [0])))
 
 
 def variants() -> dict[str, tuple[str, ...]]:
@@ -81,14 +107,14 @@ def variants() -> dict[str, tuple[str, ...]]:
     return known
 
 
-def train(name: str, words: tuple[str, ...], data: Path, work: Path, batch: int, ranks: int) -> Training:
+def train(name: str, words: tuple[str, ...], data: Path, work: Path, batch: int, ranks: int) -> GpuTraining:
     """``hvdyolo train`` with ``batch`` images a rank."""
     launcher = [str(BIN / "mpirun"), "-np", str(ranks)] if ranks > 1 else []
     images = batch * ranks
     script = [sys.executable, str(HERE / "train_hvdyolo.py"), "--data", str(data), *pace_words(PACE)]
     network = ["--model.description", NETWORK, "--loader.image_size", str(SIZE)]
     batches = ["--train.batch", str(images), "--optimizer.nominal_batch", str(images * ACCUMULATION)]
-    return Training(
+    return GpuTraining(
         name,
         [[*launcher, *script, *WITHOUT_WARM_UP, *network, *batches, *words]],
         work / name.replace(", ", "-").replace(" ", "-"),
@@ -97,14 +123,15 @@ def train(name: str, words: tuple[str, ...], data: Path, work: Path, batch: int,
     )
 
 
-def plain_form(data: Path, work: Path, batch: int) -> Training:
+def plain_form(data: Path, work: Path, batch: int) -> GpuTraining:
     """The plain form in fp32."""
     workers = min(_MOST_WORKERS, available_cores())
-    return Training(
+    return GpuTraining(
         "plain form, fp32",
         [
             [sys.executable, str(HERE / "plain_form.py"), "--data", str(data), *pace_words(PACE),
-             "--threads", str(workers), "--batch", str(batch), "--accumulation", str(ACCUMULATION),
+             "--threads", "1", "--workers", str(workers),
+             "--batch", str(batch), "--accumulation", str(ACCUMULATION),
              "--description", NETWORK, "--size", str(SIZE)]
         ],
         work / "plain",
@@ -112,23 +139,27 @@ def plain_form(data: Path, work: Path, batch: int) -> Training:
     )  # fmt: skip
 
 
-def show_parts(data: Path, batch: int, precision: str) -> None:
-    """What a step spends its time on, and torch's profile of one."""
+def show_parts(data: Path, batch: int, precision: str, gpus: int) -> None:
+    """What a step spends its time on, reduction by Horovod included, and torch's profile of one."""
+    # A launcher of one rank too: without one there is no reduction.
     subprocess.run(
         [
+            str(BIN / "mpirun"), "-np", str(gpus), "--bind-to", "none",
             sys.executable, str(HERE / "train_parts.py"), "--data", str(data), "--description", NETWORK,
             "--size", str(SIZE), "--batch", str(batch), "--precision", precision,
             "--steps", "30", "--profile",
         ],
+        env=os.environ | as_root(),
         check=True,
     )  # fmt: skip
 
 
 @contextmanager
 def utilisation() -> Iterator[list[float]]:
-    """Percent of each second, of all GPUs, while the body runs."""
+    """Percent of each tenth of a second, of all GPUs, while the body runs."""
     percents: list[float] = []
-    query = ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "--loop=1"]
+    query = ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits",
+             f"--loop-ms={_UTILISATION_MILLISECONDS}"]  # fmt: skip
     with subprocess.Popen(query, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         lines = process.stdout

@@ -92,10 +92,12 @@ class Rehearsal:
         *,
         synchronised: bool = False,
         precision: Precision = "fp32",
+        device: torch.device | str = "cpu",
     ) -> None:
         self.comm = comm
         self.course = course
-        self.model = copy.deepcopy(start)
+        self.device = torch.device(device)
+        self.model = copy.deepcopy(start).to(self.device)
         nominal_batch = course.nominal_batch or course.images * course.passes
         settings = replace(course.optimizer, nominal_batch=nominal_batch)
         schedule = TrainingSchedule(settings, course.epochs, course.batches, course.images)
@@ -103,7 +105,6 @@ class Rehearsal:
         average = MovingAverage(self.model, EMA_DECAY, EMA_RAMP)
         if synchronised:
             convert_sync_batch_norm(self.model, comm)
-        cpu = torch.device("cpu")
         self.learner = Learner(
             model=self.model,
             average=average,
@@ -112,10 +113,10 @@ class Rehearsal:
             schedule=schedule,
             loss=course.loss,
             clip_norm=schedule.resolved.clip_norm,
-            device=cpu,
+            device=self.device,
             beacon=Beacon(),
             precision=precision,
-            scaler=gradient_scaler(precision, cpu, "none"),
+            scaler=gradient_scaler(precision, self.device, "none"),
             class_weights=class_weights(course.loss.class_weights, np.ones(CLASSES, dtype=np.int64)),
         )
         plan = BatchPlan(samples=10**6, batch=course.images, seed=0)
@@ -151,7 +152,7 @@ class Rehearsal:
         """Take the steps one by one; yields each one's losses."""
         upcoming = self.feed.next(Report(False, torch.zeros(3)))
         while upcoming.range is not None:
-            step = upcoming.agree(torch.device("cpu"))
+            step = upcoming.agree(self.device)
             upcoming = self.feed.next(Report(False, torch.zeros(3)))
             yield self.learner.train_step(step)
 
@@ -189,5 +190,7 @@ def assert_close(
     """Each tensor's difference is small against its norm."""
     assert expected.keys() == found.keys()
     for name, value in expected.items():
-        error = (value.double() - found[name].double()).norm() / value.double().norm().clamp_min(1e-30)
+        error = (value.double() - found[name].to(value).double()).norm() / value.double().norm().clamp_min(
+            1e-30
+        )
         assert error < tolerance, f"{name}: relative error {error:.2e}"
