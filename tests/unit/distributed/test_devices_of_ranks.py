@@ -1,8 +1,9 @@
 """One GPU a rank, or none on any."""
 
 import pytest
+import torch
 
-from hvdyolo.distributed.device import check_devices, find_mistake
+from hvdyolo.distributed.device import check_devices, find_mistake, torch_threads
 from hvdyolo.distributed.single import SingleProcess
 
 
@@ -36,3 +37,8 @@ def test_one_process_on_a_cpu_is_right() -> None:
     import torch
 
     check_devices(SingleProcess(), torch.device("cpu"))
+
+
+def test_threads_of_a_processor_are_not_asked_for_beside_a_gpu() -> None:
+    assert torch_threads(torch.device("cpu"), cores=6) == 6
+    assert torch_threads(torch.device("cuda", 1), cores=6) == 1
