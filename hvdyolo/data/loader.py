@@ -93,7 +93,7 @@ class TrainLoader(Generic[MatchesT]):
         runs in this process; without it all inputs are as large as the images. So does ``draw``; without it
         samples are those of the plan. ``pinned`` puts what workers loaded into memory from which a GPU copies
         on its own; it is torch's, which keeps it for later batches. A thread does that for the next
-        ``loader.prefetch`` batches, and calls both functions.
+        ``loader.prefetch`` batches, and calls both functions. Without workers nothing is pinned.
         """
         slots = plan.slots(rank, size)
         self.workers = min(worker_count(loader), len(slots))
@@ -130,7 +130,7 @@ class TrainLoader(Generic[MatchesT]):
         work = self._work if self.workers == 0 else replace(self._work, shared=self._allocate())
         self._results = WorkResults(work, self._tasks(), workers=self.workers, prefetch=self._prefetch)
         batches = self._batches(self._results, work.shared)
-        if not self._pinned:
+        if work.shared is None or not self._pinned:
             return batches
         # Copying takes 10 ms for 32 images of 640 pixels, in which no kernel would be launched.
         self._ahead = Ahead(batches, self._prefetch)
@@ -148,10 +148,11 @@ class TrainLoader(Generic[MatchesT]):
 
     def close(self) -> None:
         """End the workers."""
+        if self._results is None:
+            return
         if self._ahead is not None:
-            self._ahead.close()
-        if self._results is not None:
-            self._results.close()
+            self._ahead.close(unblock=self._results.kill)
+        self._results.close()
 
     def _tasks(self) -> Iterator[TrainTask]:
         for step in self._steps:

@@ -10,10 +10,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor
 
 from hvdyolo.config import TrainConfig
+from hvdyolo.engine.precision import Precision, reduced_precision
 from hvdyolo.models.build import DetectionModel
+from hvdyolo.ops.tensor_lists import copies_of, copy_tensors
 from hvdyolo.utils.errors import UsageError
 
 _OVERRIDE = "set_override_stale_capture_stream"
@@ -61,25 +62,20 @@ def compile_network(model: DetectionModel, settings: TrainConfig, *, several_siz
     )
 
 
-def record_network(model: DetectionModel, images: Tensor) -> None:
-    """Make ``model`` replay CUDA graphs, in the precision of the autocast around it.
+def record_network(model: DetectionModel, images: int, size: int, precision: Precision) -> None:
+    """Make ``model`` replay CUDA graphs in training, for batches of ``images`` of one ``size``.
 
-    Args:
-        model: in training mode.
-        images: whose shape and layout all inputs will have.
+    What other threads ask of the GPU meanwhile may end the recording with an error: it comes before loading.
     """
-    buffers = [buffer.clone() for buffer in model.buffers()]
-    autocast = torch.autocast(
-        "cuda",
-        torch.get_autocast_dtype("cuda"),
-        enabled=torch.is_autocast_enabled("cuda"),
-        cache_enabled=False,  # weights that were cast outside would be stale in the graph
-    )
-    with autocast, _beside_hooks():
-        torch.cuda.make_graphed_callables(model, (images.clone(),))
+    parameter = next(model.parameters())
+    batch = torch.zeros(images, 3, size, size, dtype=parameter.dtype, device=parameter.device)
+    model.train()
+    buffers = copies_of(list(model.buffers()))
+    # Weights that were cast outside would be stale in the graph.
+    with reduced_precision(precision, parameter.device, keep_casts=False), _beside_hooks():
+        torch.cuda.make_graphed_callables(model, (batch.contiguous(memory_format=torch.channels_last),))
     # Recording runs the network some times, and batch norm counted them.
-    for buffer, before in zip(model.buffers(), buffers, strict=True):
-        buffer.copy_(before)
+    copy_tensors(model.buffers(), buffers)
 
 
 @contextmanager

@@ -79,8 +79,11 @@ class ImageWeighting:
         return WeightedDraw(self._seed, weigh_images(self._split, self._weights(scores)).cumsum())
 
 
-def check_image_weighting(config: Config, schedule: TrainingSchedule) -> None:
+def check_image_weighting(config: Config, schedule: TrainingSchedule, *, copied_ahead: bool) -> None:
     """Check that images can be drawn by weight with the other settings.
+
+    Args:
+        copied_ahead: batches that workers have done are copied for a GPU, ``loader.prefetch`` ahead.
 
     Raises:
         UsageError: they cannot.
@@ -95,11 +98,10 @@ def check_image_weighting(config: Config, schedule: TrainingSchedule) -> None:
             raise UsageError(
                 f"train.image_weighting draws images from everywhere: it needs {key} {needed}, not {value}."
             )
-    # Workers are ahead of what is copied for a GPU, and that of what is trained.
-    ahead = schedule.accumulation + 2 * config.loader.prefetch
+    ahead = schedule.accumulation + config.loader.prefetch * (2 if copied_ahead else 1)
     if schedule.batches < ahead:
+        twice = "twice " if copied_ahead else ""
         raise UsageError(
-            f"train.image_weighting needs epochs of at least {ahead} batches (twice loader.prefetch and "
-            f"one optimizer step's), and there are {schedule.batches}: lower train.batch or "
-            "loader.prefetch."
+            f"train.image_weighting needs epochs of at least {ahead} batches ({twice}loader.prefetch and one "
+            f"optimizer step's), and there are {schedule.batches}: lower train.batch or loader.prefetch."
         )

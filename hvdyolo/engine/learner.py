@@ -12,7 +12,6 @@ from torch.optim import Optimizer
 from hvdyolo.config import LossConfig
 from hvdyolo.distributed.communicator import GradientReduction
 from hvdyolo.distributed.watchdog import Beacon
-from hvdyolo.engine.compilation import record_network
 from hvdyolo.engine.ema import MovingAverage
 from hvdyolo.engine.feed import MicroBatch, Step
 from hvdyolo.engine.optimizer import apply_rates
@@ -38,7 +37,6 @@ class Learner:
         class_weights: (C,) of the class term, on the device.
         precision: of the network's convolutions and products.
         scaler: multiplies the loss, so that gradients are in the range of fp16.
-        unrecorded: the network is to be recorded as CUDA graphs at its next call.
         replayed: gradients come from CUDA graphs, in memory that these overwrite with the next batch's.
         step: optimizer steps done.
         skipped: steps in a row that were not applied because the gradient was not finite.
@@ -56,7 +54,6 @@ class Learner:
     class_weights: Tensor | None = None
     precision: Precision = "fp32"
     scaler: GradScaler = field(default_factory=no_scaling)
-    unrecorded: bool = False
     replayed: bool = False
     step: int = 0
     skipped: int = 0
@@ -121,9 +118,6 @@ class Learner:
         targets = move_targets(micro_batch.targets, self.device)
         weights = self._moved(batch.weights)
         with reduced_precision(self.precision, self.device):
-            if self.unrecorded:
-                record_network(self.model, images)
-                self.unrecorded = False
             levels = self.model(images)  # per level (B, 3, H, W, 5 + classes)
         if self.precision != "fp32":
             levels = [level.float() for level in levels]

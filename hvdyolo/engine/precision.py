@@ -13,9 +13,17 @@ _FIRST_SCALE = 2.0**16  # torch's own
 _FIRST_SCALE_OF_COMPRESSED_GRADIENTS = 2.0**10
 
 
-def reduced_precision(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
-    """Where convolutions and matrix products compute in ``precision``."""
-    return torch.autocast(device.type, _HALF.get(precision), enabled=precision in _HALF)
+def reduced_precision(
+    precision: Precision, device: torch.device, *, keep_casts: bool = True
+) -> AbstractContextManager[object]:
+    """Where convolutions and matrix products compute in ``precision``.
+
+    Args:
+        keep_casts: weights that were cast once are not cast again.
+    """
+    return torch.autocast(
+        device.type, _HALF.get(precision), enabled=precision in _HALF, cache_enabled=keep_casts
+    )
 
 
 def gradient_scaler(

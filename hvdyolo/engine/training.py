@@ -21,7 +21,7 @@ from hvdyolo.engine.agreement import on_every_rank, on_first_rank
 from hvdyolo.engine.attempt import Attempt, begin_attempt
 from hvdyolo.engine.auto_anchor import AnchorCheck, check_anchors
 from hvdyolo.engine.checkpoint import TrainingState, load_tensors
-from hvdyolo.engine.compilation import compile_network
+from hvdyolo.engine.compilation import compile_network, record_network
 from hvdyolo.engine.ema import MovingAverage
 from hvdyolo.engine.feed import StepFeed
 from hvdyolo.engine.input_size import InputSizes
@@ -89,6 +89,9 @@ def train_attempt(config: Config, inputs: Inputs, run: Path, resume: str, job: J
         start = start.noting(transfer, check_anchors(config, model, transfer, training, comm))
     sizes = build_input_sizes(config, schedule, model)
     learner = _build_learner(config, training, model, schedule, sizes, start, job)
+    slots = inputs.plan.slots(comm.world.rank, comm.world.size)
+    if config.train.cuda_graphs and not config.train.compile:
+        record_network(model, len(slots), config.loader.image_size, config.train.precision)
     state = start.state
     weighting = on_every_rank(
         comm, "image weights", lambda: build_image_weighting(config, training, state.class_scores)
@@ -120,7 +123,6 @@ def train_attempt(config: Config, inputs: Inputs, run: Path, resume: str, job: J
                 | derived.of_steps(schedule, sizes, learner.class_weights)
             )
             derived.record(run, config, values)
-        slots = inputs.plan.slots(comm.world.rank, comm.world.size)
         feed = StepFeed(
             iter(loader), _step_ranges(schedule, state, epochs), comm, count_cells(model, len(slots))
         )
@@ -237,7 +239,6 @@ def _build_learner(
         precision=config.train.precision,
         class_weights=None if weights is None else weights.to(job.device),
         scaler=scaler,
-        unrecorded=config.train.cuda_graphs and not config.train.compile,
         replayed=config.train.cuda_graphs,
         step=start.state.step,
     )

@@ -68,7 +68,7 @@ def check(config: Config, data: Path, stage: str | None, job: Job) -> Inputs:
     training = PackedSplit(data, "train", verify=config.loader.verify, shards=shards, outlines=outlines)
     validation = PackedSplit(data, "val", verify=config.loader.verify, shards=shards)
     plan = build_plan(config, len(training))
-    check_image_weighting(config, build_schedule(config, plan))
+    check_image_weighting(config, build_schedule(config, plan), copied_ahead=job.device.type == "cuda")
     return Inputs(training, validation, plan)
 
 

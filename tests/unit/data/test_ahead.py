@@ -2,10 +2,12 @@
 
 import itertools
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
 
+from hvdyolo.data import ahead
 from hvdyolo.data.ahead import Ahead
 
 
@@ -33,9 +35,11 @@ def test_so_many_are_made_meanwhile_and_no_more(count: int) -> None:
     items = Ahead(make(), count)
     assert next(items) == 0
     assert last.wait(10)
-    items.close()
+    time.sleep(0.2)  # for one too many
     assert made == list(range(count + 1))
     assert threading.current_thread() not in threads
+    items.close(unblock=never)
+    assert list(items) == []
 
 
 def test_an_error_comes_where_its_item_would_and_stays() -> None:
@@ -50,7 +54,12 @@ def test_an_error_comes_where_its_item_would_and_stays() -> None:
             next(items)
 
 
-def test_closing_waits_for_the_item_that_is_made() -> None:
+def never() -> None:
+    raise AssertionError
+
+
+@pytest.mark.parametrize("patient", [True, False])
+def test_closing_waits_for_the_item_that_is_made(patient: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     begun, go_on, done = threading.Event(), threading.Event(), threading.Event()
 
     def slowly() -> Iterator[int]:
@@ -61,6 +70,11 @@ def test_closing_waits_for_the_item_that_is_made() -> None:
 
     items = Ahead(slowly(), 2)
     assert begun.wait(10)
-    threading.Timer(0.1, go_on.set).start()
-    items.close()
+    if patient:
+        threading.Timer(0.1, go_on.set).start()
+        items.close(unblock=never)
+    else:
+        monkeypatch.setattr(ahead, "_PATIENCE", 0.05)
+        items.close(unblock=go_on.set)
     assert done.is_set()
+    assert list(items) == []

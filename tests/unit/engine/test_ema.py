@@ -38,6 +38,26 @@ def test_update_mixes_weights_and_buffers() -> None:
     assert average.updates == 1
 
 
+def test_later_updates_see_what_the_model_has_become_and_another_model_too() -> None:
+    average = MovingAverage(filled(0.0), decay=0.5, ramp=1.0)
+    model, expected = filled(1.0), 0.0
+
+    def update(model: Any, value: float) -> float:
+        decay = average.decay()
+        average.update(model)
+        return decay * expected + (1 - decay) * value
+
+    expected = update(model, 1.0)
+    with torch.no_grad():
+        for tensor in model.state_dict().values():
+            tensor.fill_(3.0)  # in place, as optimizers and batch norm do
+    expected = update(model, 3.0)
+    expected = update(filled(9.0), 9.0)
+    assert average.model[0].weight.item() == pytest.approx(expected)
+    assert average.model[1].running_var.item() == pytest.approx(expected)
+    assert average.model[1].num_batches_tracked == 9
+
+
 def test_the_model_itself_is_untouched_and_the_average_needs_no_gradient() -> None:
     model = filled(1.0)
     average = MovingAverage(model, decay=0.5, ramp=1.0)

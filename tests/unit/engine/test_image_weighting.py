@@ -66,23 +66,27 @@ def test_images_of_what_is_found_are_drawn_less(split: PackedSplit) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "batches", "says"),
+    ("words", "batches", "copied_ahead", "says"),
     [
-        (["--loader.order", "block"], 100, "needs loader.order exact, not block"),
-        (["--augment.partners", "recent"], 100, "needs augment.partners any, not recent"),
-        (["--train.batch", "16"], 7, "epochs of at least 8 batches"),
-        (["--train.batch", "64"], 4, "epochs of at least 5 batches"),
+        (["--loader.order", "block"], 100, False, "needs loader.order exact, not block"),
+        (["--augment.partners", "recent"], 100, False, "needs augment.partners any, not recent"),
+        (["--train.batch", "16"], 5, False, "epochs of at least 6 batches"),
+        (["--train.batch", "64"], 2, False, "epochs of at least 3 batches"),
+        (["--train.batch", "16"], 7, True, "epochs of at least 8 batches"),
     ],
 )
-def test_settings_that_do_not_go_with_it_are_refused(words: list[str], batches: int, says: str) -> None:
+def test_settings_that_do_not_go_with_it_are_refused(
+    words: list[str], batches: int, copied_ahead: bool, says: str
+) -> None:
     config = read_config(None, ["--train.image_weighting", "true", *words])
+    schedule = TrainingSchedule(OptimizerConfig(), 3, batches, config.train.batch)
     with pytest.raises(UsageError, match=says):
-        check_image_weighting(config, TrainingSchedule(OptimizerConfig(), 3, batches, config.train.batch))
-    check_image_weighting(
-        read_config(None, words), TrainingSchedule(OptimizerConfig(), 3, batches, config.train.batch)
-    )
+        check_image_weighting(config, schedule, copied_ahead=copied_ahead)
+    check_image_weighting(read_config(None, words), schedule, copied_ahead=copied_ahead)
 
 
-def test_an_epoch_that_is_long_enough_is_accepted() -> None:
+@pytest.mark.parametrize(("batches", "copied_ahead"), [(6, False), (8, True)])
+def test_an_epoch_that_is_long_enough_is_accepted(batches: int, copied_ahead: bool) -> None:
     config = read_config(None, ["--train.image_weighting", "true", "--train.batch", "16"])
-    check_image_weighting(config, TrainingSchedule(OptimizerConfig(), 3, 8, 16))
+    schedule = TrainingSchedule(OptimizerConfig(), 3, batches, 16)
+    check_image_weighting(config, schedule, copied_ahead=copied_ahead)
