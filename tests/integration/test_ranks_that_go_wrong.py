@@ -114,7 +114,8 @@ def test_nan_on_one_rank_is_skipped_by_all_never_saved_and_gives_up_in_the_end(
     with torch.device("meta"):
         gradients = [name for name, _ in build_model("yolov5n", 4).named_parameters()]
     assert {name: reduced[f"allreduce.{name}"] for name in gradients} == dict.fromkeys(gradients, steps)
-    assert reduced["allreduce.step"] == steps + 1
+    # The counts of the step that never comes are on their way when the job ends.
+    assert steps <= reduced["allreduce.step"] <= steps + 1
 
 
 def reductions(timeline: Path) -> Counter[str]:

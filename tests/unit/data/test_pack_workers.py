@@ -190,8 +190,12 @@ def test_interrupted_it_tidies_up_and_goes_on_where_it_was(
     process = start(folder, tmp_path / "out")
     writer = reader_of(image)
     done = wait_for_shards(tmp_path / "out")
+    connected = open_files(process.pid)
     os.killpg(process.pid, signal.SIGINT)
-    time.sleep(0.5)  # the rank hangs up
+    deadline = time.monotonic() + 30
+    while open_files(process.pid) >= connected:  # until the rank hangs up
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
     os.write(writer, encoded)
     os.close(writer)
     code, output = ended(process)
@@ -277,6 +281,10 @@ def times(out: Path, names: Iterable[str]) -> dict[str, int]:
 def planned(out: Path) -> int:
     """Number of shards."""
     return len(json.loads((out / ".packing/plan.json").read_text())["tasks"])
+
+
+def open_files(pid: int) -> int:
+    return sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir())
 
 
 def wait_for_shards(out: Path) -> dict[Path, int]:

@@ -8,7 +8,7 @@ import torch
 
 from hvdyolo.objective import targets as module
 from hvdyolo.objective.assign import LevelMatches
-from hvdyolo.objective.targets import pad_matches
+from hvdyolo.objective.targets import move_targets, pad_matches
 from hvdyolo.utils.errors import InternalError
 
 
@@ -64,6 +64,6 @@ def test_absurd_numbers_are_an_error_not_a_cut() -> None:
 
 def test_moving_to_a_device_keeps_everything() -> None:
     (level,) = pad_matches([(matches(3, 4),)], [100])
-    moved = level.to(torch.device("meta"))
+    (moved,) = move_targets([level], torch.device("meta"))
     assert moved.cell.device.type == "meta"
     assert moved.valid.shape == level.valid.shape
