@@ -21,6 +21,8 @@ import torch
 from train_rounds import Pace, Training, pace_words, take_turns
 from train_speed import BIN, HERE, WITHOUT_WARM_UP, as_root, pack_photographs, ratios, tell
 
+from hvdyolo.config import LoaderConfig
+from hvdyolo.data.worker_count import worker_count
 from hvdyolo.settings import read_config
 from hvdyolo.utils.cores import available_cores
 from hvdyolo.utils.errors import UsageError
@@ -29,7 +31,6 @@ ACCUMULATION = 2
 PACE = Pace(warm=16, timed=64)  # a round takes seconds; loaders have a few batches ready before it
 ROUNDS = 3
 NETWORK, SIZE = "yolov5s", 640
-_MOST_WORKERS = 8
 _UTILISATION_MILLISECONDS = 100
 
 VARIANTS: dict[str, tuple[str, ...]] = {
@@ -125,7 +126,7 @@ def train(name: str, words: tuple[str, ...], data: Path, work: Path, batch: int,
 
 def plain_form(data: Path, work: Path, batch: int) -> GpuTraining:
     """The plain form in fp32."""
-    workers = min(_MOST_WORKERS, available_cores())
+    workers = worker_count(LoaderConfig())  # as many as hvdyolo
     return GpuTraining(
         "plain form, fp32",
         [

@@ -21,9 +21,10 @@ import numpy as np
 import torch
 from plain_form import PlainAverage, assign_levels, build_plain_optimizer, load, plain_loss
 
-from hvdyolo.config import DistributedConfig
+from hvdyolo.config import DistributedConfig, LoaderConfig
 from hvdyolo.data.loader import TrainLoader, with_colours
 from hvdyolo.data.reader import PackedSplit
+from hvdyolo.data.worker_count import worker_count
 from hvdyolo.data.workers import start_worker_server
 from hvdyolo.distributed.communicator import Communicator
 from hvdyolo.distributed.device import choose_device, torch_threads
@@ -42,7 +43,6 @@ from hvdyolo.settings import read_config
 from hvdyolo.utils.cores import available_cores
 
 _WARM = 3
-_MOST_WORKERS = 8
 _CLIP_NORM = 10.0
 
 
@@ -185,7 +185,7 @@ def time_plain(options: argparse.Namespace, split: PackedSplit, device: torch.de
     """The same parts of the plain form, in fp32."""
     model = make_model(options, split, device)
     optimizer, average = build_plain_optimizer(model), PlainAverage(model)
-    workers = options.threads or min(_MOST_WORKERS, available_cores())
+    workers = options.threads or worker_count(LoaderConfig())
     batches = load(split, options.batch, options.size, workers)
     parts = Parts(device)
     for step in range(options.steps):
