@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +41,13 @@ BATCHES_A_ROUND = 4
 WARM_UP = RECENT // BATCHES_A_ROUND  # rounds, after which what is mixed in has had its turn in them
 SIZE = 640
 
+FUSED = AugmentConfig(resampling="bilinear", decoding="coarse", colours="workers")
+CACHED = replace(FUSED, partners="recent")
 MODES = {
     "exact": AugmentConfig(resampling="exact", colours="workers"),
-    "fused": AugmentConfig(resampling="bilinear", colours="workers"),
-    "cached and fused": AugmentConfig(resampling="bilinear", partners="recent", colours="workers"),
-    "cached and fused, colours on the device": AugmentConfig(
-        resampling="bilinear", partners="recent", colours="device"
-    ),
+    "fused": FUSED,
+    "cached and fused": CACHED,
+    "cached and fused, colours on the device": replace(CACHED, colours="device"),
     "as set by default for a GPU": AugmentConfig(colours="device"),
 }
 BARE = "classical, its operations alone"

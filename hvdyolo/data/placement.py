@@ -207,14 +207,17 @@ def _span(length: int, resized: int, place: int, cell: tuple[int, int], view: Vi
     the picture by half a source pixel at most; the scale and offset returned are the rounded ones,
     so boxes move with it.
     """
-    scale = view.zoom * resized / length
-    offset = view.zoom * (place - view.canvas / 2) - view.origin[axis]
-    shown = max(0.0, (cell[0] - place) * length / resized), min(length, (cell[1] - place) * length / resized)
-    # From the edges on the canvas, which neighbours share: their own scales would round them differently.
-    left, right = (
-        math.ceil(view.zoom * (edge - view.canvas / 2) - view.origin[axis] - 0.5)
-        for edge in (max(place, cell[0]), min(place + resized, cell[1]))
+    zoom, middle, origin = view.zoom, view.canvas / 2, view.origin[axis]
+    cell_start, cell_stop = cell
+    scale = zoom * resized / length
+    offset = zoom * (place - middle) - origin
+    shown = (
+        max(0.0, (cell_start - place) * length / resized),
+        min(length, (cell_stop - place) * length / resized),
     )
+    # From the edges on the canvas, which neighbours share: their own scales would round them differently.
+    left = math.ceil(zoom * (max(place, cell_start) - middle) - origin - 0.5)
+    right = math.ceil(zoom * (min(place + resized, cell_stop) - middle) - origin - 0.5)
     start, stop = max(0, left), min((view.width, view.height)[axis], right)
     if start >= stop:
         return Span(start, start, 0, 0, scale, offset, shown)
@@ -233,7 +236,7 @@ def place_boxes(
     """
     axes = [[(*span.shown, span.scale, span.offset) for span in (tile.across, tile.down)] for tile in tiles]
     of_each = np.repeat(np.array(axes), counts, axis=0)[:, None]  # (n, 1, 2 axes, 4)
-    low, high, scale, offset = np.moveaxis(of_each, -1, 0)
+    low, high, scale, offset = (of_each[..., column] for column in range(4))
     corners = boxes_xyxy.reshape(-1, 2, 2)
     placed: NDArray[np.floating] = corners.clip(low, high) * scale + offset
     return placed.reshape(-1, 4)

@@ -86,6 +86,8 @@ class _TrainImages:
     policy: Literal["raise", "skip"]
     decoded: dict[int, NDArray[np.uint8]] | None
     """Images that were decoded before, for the next who asks; ``None``: they are not kept."""
+    coarse: bool = False
+    """How they are decoded, as of :func:`hvdyolo.data.images.decode`."""
     damaged: dict[int, str] = field(default_factory=dict)
     """Samples that were left out, and why."""
 
@@ -107,9 +109,9 @@ class _TrainImages:
         whole = self.decoded is not None or self.size(index) != tuple(self.split.size(index))
         try:
             if whole:
-                image = read_pixels(self.split, index, self.max_pixels)
+                image = read_pixels(self.split, index, self.max_pixels, coarse=self.coarse)
             else:
-                image = read_top(self.split, index, self.max_pixels, rows)
+                image = read_top(self.split, index, self.max_pixels, rows, coarse=self.coarse)
         except DamagedSampleError as error:
             if self.policy == "raise":
                 raise
@@ -197,7 +199,8 @@ class LoadPart(Generic[MatchesT]):
     def _load(self, entry: SlotEntry, output: NDArray[np.uint8]) -> _LoadedSlot:
         generator = sample_generator(self.plan.seed, entry.epoch, entry.position, Purpose.AUGMENTATION)
         decoded = self.decoded if self.plan.partners == "recent" else None
-        images = _TrainImages(self.split, self.image_size, self.max_pixels, self.damaged, decoded)
+        coarse = self.augment.decoding == "coarse"
+        images = _TrainImages(self.split, self.image_size, self.max_pixels, self.damaged, decoded, coarse)
         parameters = draw_parameters(self.augment, entry.sample, entry.partners, generator)
         sample = augment(images, parameters, renderer(self.augment.resampling), output)
         if entry.sample in images.damaged:

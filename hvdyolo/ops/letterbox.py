@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,7 @@ class Letterbox:
         return np.array(offset) if isinstance(like, np.ndarray) else like.new_tensor(offset)
 
 
+@lru_cache(maxsize=1024)  # images have few sizes, and one of a mosaic is fitted twice
 def fit_letterbox(height: int, width: int, size: int) -> Letterbox:
     """The largest centred fit of a ``height`` × ``width`` image into a square of ``size``."""
     scale = min(size / height, size / width)

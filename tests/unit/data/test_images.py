@@ -15,6 +15,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
 from hvdyolo.data.images import (
+    _AN_EIGHTH,
     ImageTooLargeError,
     _decode_fast,
     decode,
@@ -248,7 +249,7 @@ def test_of_damaged_jpegs_too_the_decoders_say_the_same(data: st.DataObject) -> 
     del encoded[data.draw(st.just(len(encoded)) | st.integers(4, len(encoded))) :]
     pixels = _decode_fast(bytes(encoded), PLENTY)
     # What packing looks at says the same of every one.
-    assert (_decode_fast(bytes(encoded), PLENTY, eighth=True) is None) == (pixels is None)
+    assert (_decode_fast(bytes(encoded), PLENTY, **_AN_EIGHTH) is None) == (pixels is None)
     if pixels is not None:
         assert np.array_equal(pixels, decoded_by_pillow(bytes(encoded)))
 
@@ -309,3 +310,23 @@ def test_a_jpeg_keeps_its_colours_at_full_resolution() -> None:
     decoded = decode(encode_jpeg(image, 100), PLENTY).astype(int)
     assert abs(decoded - image).mean() < 3
     assert len(encode_jpeg(image, 50)) < len(encode_jpeg(image, 95))
+
+
+def test_a_coarse_decoder_repeats_colours_where_a_fine_one_interpolates_them() -> None:
+    """Half red, half blue: what is between them shows as far as a colour of half the resolution reaches."""
+    pixels = np.zeros((32, 64, 3), dtype=np.uint8)
+    pixels[:, :31] = (200, 0, 0)
+    pixels[:, 31:] = (0, 0, 200)
+    encoded = save(Image.fromarray(pixels), "JPEG", quality=95, subsampling="4:2:0")
+    fine, coarse = (decode(encoded, PLENTY, coarse=coarse).astype(int) for coarse in (False, True))
+    # Colours alone: red less blue is free of brightness but for what is clipped.
+    fine_step, coarse_step = (np.abs(np.diff(image[16, :, 0] - image[16, :, 2])) for image in (fine, coarse))
+    pairs = coarse_step[::2]  # within the columns 0 and 1, 2 and 3, …, which share a colour
+    assert pairs.max() < fine_step[::2].max() / 2
+    assert np.abs(fine - coarse)[:, :24].max() <= 4  # elsewhere it is the transform's rounding
+
+
+def test_what_is_no_jpeg_has_no_coarse_pixels() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 9, 3), dtype=np.uint8)
+    encoded = save(Image.fromarray(pixels), "PNG")
+    np.testing.assert_array_equal(decode(encoded, PLENTY, coarse=True), decode(encoded, PLENTY))

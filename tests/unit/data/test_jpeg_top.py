@@ -36,11 +36,12 @@ SEQUENTIAL = {
 }
 
 
+@pytest.mark.parametrize("coarse", [False, True])
 @pytest.mark.parametrize("encoded", SEQUENTIAL.values(), ids=SEQUENTIAL)
-def test_the_first_rows_are_those_of_the_whole(encoded: bytes) -> None:
-    whole = decode(encoded, PLENTY)
+def test_the_first_rows_are_those_of_the_whole(encoded: bytes, coarse: bool) -> None:
+    whole = decode(encoded, PLENTY, coarse=coarse)
     for rows in range(1, HEIGHT - 2):
-        top = decode_top(memoryview(encoded), PLENTY, (HEIGHT, WIDTH), rows)
+        top = decode_top(memoryview(encoded), PLENTY, (HEIGHT, WIDTH), rows, coarse=coarse)
         assert top is not None
         assert rows <= len(top) < HEIGHT
         np.testing.assert_array_equal(top[:rows], whole[:rows])

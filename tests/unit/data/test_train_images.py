@@ -4,9 +4,13 @@ import itertools
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
+from hvdyolo.config import AugmentConfig, LoaderConfig
 from hvdyolo.data.decoding import read_pixels
 from hvdyolo.data.images import MOST_PIXELS, resize
+from hvdyolo.data.loader import TrainLoader
+from hvdyolo.data.order import BatchPlan
 from hvdyolo.data.reader import PackedSplit
 from hvdyolo.data.train_part import _TrainImages
 from hvdyolo.ops.letterbox import fit_letterbox
@@ -56,3 +60,40 @@ def test_where_damage_is_not_looked_for_all_rows_are_decoded(synthetic: Path) ->
     found = images.image(0, 1)
     assert found is not None
     assert len(found) == images.size(0)[0]
+
+
+def test_coarse_images_are_nearly_those_of_the_split(synthetic: Path) -> None:
+    split = PackedSplit(synthetic, "train")
+    for size, kept, rows in itertools.product((96, 1024), (False, True), (20, 1000)):
+        decoded: dict[int, NDArray[np.uint8]] | None = {} if kept else None
+        fine = _TrainImages(split, size, MOST_PIXELS, "raise", None).image(0, rows)
+        coarse = _TrainImages(split, size, MOST_PIXELS, "raise", decoded, coarse=True).image(0, rows)
+        assert fine is not None
+        assert coarse is not None
+        difference = np.abs(coarse[: len(fine)].astype(int) - fine)
+        assert 0 < difference.mean() < 2
+
+
+def test_a_setting_makes_the_images_of_a_batch_coarse(synthetic: Path) -> None:
+    split = PackedSplit(synthetic, "train")
+    plan = BatchPlan(len(split), batch=4, seed=0)
+    fine, coarse = (
+        next(
+            iter(
+                TrainLoader(
+                    split,
+                    plan,
+                    LoaderConfig(image_size=640, workers=0),
+                    AugmentConfig(decoding=decoding, colours="device"),
+                    assign=lambda *_: None,
+                    rank=0,
+                    size=1,
+                    epochs=1,
+                )
+            )
+        )
+        for decoding in ("fine", "coarse")
+    )
+    assert fine.samples == coarse.samples
+    difference = (fine.images.int() - coarse.images.int()).abs().float()
+    assert 0 < difference.mean() < 2

@@ -23,31 +23,50 @@ def resident():
 
 if sys.argv[1] == "keep":
     assert keep_freed_memory({{}})
+elif sys.argv[1] == "some":
+    assert keep_freed_memory({{}}, at_most={BLOCK_MEBIBYTES} << 20)
 before = resident()
-block = bytearray(b"x" * 1024) * ({BLOCK_MEBIBYTES} << 10)
+blocks = [bytearray(b"x" * 1024) * (int(size) << 10) for size in sys.argv[2:]]
 held = resident()
-del block
+del blocks
 print(held - before, resident() - before)
 """
 
 
-def residence(word: str) -> tuple[int, int]:
-    """Mebibytes that a block adds to a process, while it is held and after it is freed."""
-    command = [sys.executable, "-c", PROGRAM, word]
+def residence(word: str, *mebibytes: int) -> tuple[int, int]:
+    """Mebibytes that blocks add to a process, while they are held and after they are freed."""
+    command = [sys.executable, "-c", PROGRAM, word, *map(str, mebibytes)]
     printed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
     held, left = map(int, printed.split())
     return held, left
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
-@pytest.mark.skipif(any(name.startswith("MALLOC_") for name in os.environ), reason="it is adjusted already")
+pytestmark = [
+    pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library"),
+    pytest.mark.skipif(
+        any(name.startswith("MALLOC_") for name in os.environ), reason="it is adjusted already"
+    ),
+]
+
+
 def test_a_freed_block_stays_only_where_that_was_asked_for() -> None:
-    held, left = residence("keep")
+    held, left = residence("keep", BLOCK_MEBIBYTES)
     assert held >= BLOCK_MEBIBYTES
     assert left >= BLOCK_MEBIBYTES
-    held, left = residence("not")
+    held, left = residence("not", BLOCK_MEBIBYTES)
     assert held >= BLOCK_MEBIBYTES
     assert left < BLOCK_MEBIBYTES // 2
+
+
+def test_of_what_is_freed_some_can_stay() -> None:
+    usual = [4] * 8
+    held, left = residence("some", *usual)
+    assert held >= 32
+    assert left >= 32
+    _, left = residence("not", *usual)
+    assert left < 16
+    _, left = residence("some", BLOCK_MEBIBYTES)
+    assert left < 16
 
 
 @pytest.mark.parametrize(
