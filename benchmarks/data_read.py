@@ -76,9 +76,8 @@ def write_dataset(root: Path, shards: int, each: int, size: int) -> Path:
                 writer.add(Sample(encoded, "JPEG", 640, 480, 640, 480, boxes, flags, name, place))
         assert writer.record is not None
         records.append(writer.record)
-    found = read_back(root, root, NAMES, {"train": records})
-    manifest = build_manifest(found.dataset_id, NAMES, {"train": records}, {}, found.indexes)
-    write_manifest(manifest, root)
+    dataset_id = read_back(root, NAMES, {"train": records})
+    write_manifest(build_manifest(dataset_id, NAMES, {"train": records}, {}), root)
     return root
 
 

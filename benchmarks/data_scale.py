@@ -1,11 +1,11 @@
 """Starting on ten million samples: what the ranks of a node and their loader workers take for the index.
 
 Simulated: one shard of 256 MiB with seven boxes a sample is written, its images being zeros, and hard links
-give it all the names that ten million samples need; the index file is written as packing writes it. Then the
-ranks of a node open the split: the first alone, which makes the copy that the node shares; a second one,
-which finds it (the median of three each); then, with the copy removed, several at once. All files come from
-the cache, so the figures are those of processor and memory; a cold file system adds its own to what the first
-rank of a node takes. 4,096 ranks are 512 such nodes, which share nothing but the file system.
+give it all the names that ten million samples need. Then the ranks of a node open the split: the first
+alone, which reads the shards and makes the copy that the node shares; a second one, which finds it (the
+median of three each); then, with the copy removed, several at once. All files come from the cache, so the
+figures are those of processor and memory; a cold file system adds its own to what the first rank of a node
+takes. 4,096 ranks are 512 such nodes, which share nothing but the file system.
 
 A worker is a process of its own that gets the split pickled and touches every page of the index. What it
 grows by is its private memory and its page tables, while its rank has the same copy mapped. Needs 5 GB of
@@ -28,9 +28,8 @@ from typing import Any
 import numpy as np
 from claims import Claim, report
 
-from hvdyolo.data.format import index_name, shard_name
+from hvdyolo.data.format import shard_name
 from hvdyolo.data.identity import ContentDigest
-from hvdyolo.data.index_file import IndexRecord, IndexWriter
 from hvdyolo.data.manifest import build_manifest, write_manifest
 from hvdyolo.data.reader import PackedSplit
 from hvdyolo.data.shard import read_shard
@@ -52,7 +51,7 @@ sys.addaudithook(lambda event, args: opened.append(str(args[0])) if event == "op
 started, used = time.perf_counter(), time.process_time()
 split = PackedSplit(root, "train")
 seconds, processor = time.perf_counter() - started, time.process_time() - used
-reads = opened.count(str(root / "train.index"))
+reads = sum(name.endswith(".h5") for name in opened) / len(list(root.glob("*.h5")))
 print(json.dumps({"seconds": seconds, "processor": processor, "reads": reads}))
 """
 
@@ -135,9 +134,9 @@ def remove_copy(split: PackedSplit) -> None:
 def tell(root: Path, split: PackedSplit, pickled: bytes, first: dict[str, Any]) -> None:
     """The sizes, and the processor time of the first rank."""
     shards = len(list(root.glob("*.h5")))
-    index = (root / index_name("train")).stat().st_size
+    index = len(split._index.data) / 2**20
     print(
-        f"{len(split):,} samples in {shards:,} shards, index of {index / 2**20:,.0f} MiB; "
+        f"{len(split):,} samples in {shards:,} shards, index of {index:,.0f} MiB; "
         f"the first rank takes {first['seconds']:.1f} s, of them {first['processor']:.1f} s on a core; "
         f"pickled for a worker: {len(pickled) / 2**20:.1f} MiB",
         flush=True,
@@ -151,14 +150,10 @@ def simulate(root: Path, shards: int) -> None:
     content = ContentDigest(NAMES)
     content.add("train", shard)
     records = [replace(template, file=shard_name("train", number, shards)) for number in range(shards)]
-    with IndexWriter(root / index_name("train"), root) as index:
-        for record in records:
-            os.link(root / template.file, root / record.file)
-            index.add(shard)
-    assert index.record is not None
+    for record in records:
+        os.link(root / template.file, root / record.file)
     (root / template.file).unlink()
-    indexes: dict[str, IndexRecord] = {"train": index.record}
-    write_manifest(build_manifest(content.dataset_id(), NAMES, {"train": records}, {}, indexes), root)
+    write_manifest(build_manifest(content.dataset_id(), NAMES, {"train": records}, {}), root)
 
 
 def write_template(root: Path) -> ShardRecord:

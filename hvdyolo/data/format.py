@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 SCHEMA = "hvdyolo.packed"
-VERSION = 1
+VERSION = 2
 MANIFEST_NAME = "manifest.json"
 
 DATA_ALIGNMENT = 1 << 20
@@ -47,6 +47,9 @@ DATASETS = {
 }
 """Every dataset of a shard and its type; there is nothing else in it."""
 
+COLUMNS = ("label_ptr", "name_ptr", "labels", "index", "label_flags", "names")
+"""All datasets but the images, in the order in which the manifest digests them."""
+
 TEXT_ATTRIBUTES = ("schema", "split", "names", "settings")
 """Attributes of a shard that are text: of fixed length, UTF-8, ``names`` and ``settings`` being JSON."""
 NUMBER_ATTRIBUTES = ("version", "shard", "samples", "complete")
@@ -58,11 +61,6 @@ MOST_ATTRIBUTE_BYTES = 1 << 15
 def encode_names(names: Sequence[str]) -> bytes:
     """Class names as a shard's attribute holds them."""
     return json.dumps(list(names)).encode()
-
-
-def index_name(split: str) -> str:
-    """File name of a split's index (:mod:`hvdyolo.data.index_file`)."""
-    return f"{split}.index"
 
 
 def polygons_name(split: str) -> str:

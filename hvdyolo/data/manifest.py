@@ -9,8 +9,7 @@ from typing import Any
 
 import xxhash
 
-from hvdyolo.data.format import MANIFEST_NAME, SCHEMA, VERSION, index_name, polygons_name, shard_name
-from hvdyolo.data.index_file import IndexRecord
+from hvdyolo.data.format import COLUMNS, MANIFEST_NAME, SCHEMA, VERSION, polygons_name, shard_name
 from hvdyolo.data.polygon_file import PolygonsRecord
 from hvdyolo.data.writer import ShardRecord
 from hvdyolo.utils.errors import DataError, MismatchError, StorageError, UsageError
@@ -22,13 +21,11 @@ class SplitInfo:
     """One split's shards, in order, and its number of samples.
 
     Attributes:
-        index: ``None``: it was packed when there were no index files.
         polygons: ``None``: it was packed without.
     """
 
     shards: tuple[ShardRecord, ...]
     samples: int
-    index: IndexRecord | None
     polygons: PolygonsRecord | None = None
 
 
@@ -53,10 +50,9 @@ def build_manifest(
     names: tuple[str, ...],
     shards: Mapping[str, list[ShardRecord]],
     settings: Mapping[str, Any],
-    indexes: Mapping[str, IndexRecord],
     polygons: Mapping[str, PolygonsRecord] | None = None,
 ) -> Manifest:
-    """The manifest of freshly written shards, index files, and files of polygons if they are kept."""
+    """The manifest of freshly written shards, and files of polygons if they are kept."""
     return Manifest(
         dataset_id=dataset_id,
         names=names,
@@ -64,7 +60,6 @@ def build_manifest(
             split: SplitInfo(
                 tuple(records),
                 sum(record.samples for record in records),
-                indexes.get(split),
                 (polygons or {}).get(split),
             )
             for split, records in shards.items()
@@ -135,22 +130,17 @@ def _manifest(content: Mapping[str, Any]) -> Manifest:
     """Raises what is caught above if anything is not as it is written here."""
     splits = {}
     for name, split in content["splits"].items():
-        records = tuple(ShardRecord(**record) for record in split["shards"])
+        records = tuple(map(ShardRecord.from_json, split["shards"]))
         for number, record in enumerate(records):
             # A name, not a path to elsewhere.
             if record.file != shard_name(name, number, len(records)) or "/" in name:
                 raise ValueError(record.file)
-            counts = (record.samples, record.boxes, record.bytes, record.data_offset, record.data_bytes)
-            if not all(type(count) is int and count >= 0 for count in counts):
-                raise TypeError(record.file)
-            if record.data_offset + record.data_bytes > record.bytes:
-                raise ValueError(record.file)
+            _check_places(record)
         if split["samples"] != sum(record.samples for record in records):
             raise ValueError(name)
         splits[name] = SplitInfo(
             records,
             split["samples"],
-            _index(name, split.get("index")),
             _polygons(name, split.get("polygons")),
         )
     names = tuple(content["names"])
@@ -159,27 +149,37 @@ def _manifest(content: Mapping[str, Any]) -> Manifest:
     return Manifest(str(content["dataset_id"]), names, splits, dict(content["settings"]))
 
 
-def _index(split: str, content: Mapping[str, Any] | None) -> IndexRecord | None:
-    if content is None:
-        return None
-    record = IndexRecord(**content)
-    _check_file(record, index_name(split), record.bytes)
-    return record
+def _check_places(record: ShardRecord) -> None:
+    """All that is read of a shard lies in it."""
+    columns = record.columns
+    places = {name: getattr(columns, name) for name in COLUMNS}
+    _check_counts(record.file, record.samples, record.boxes, record.bytes, record.data_offset)
+    _check_counts(record.file, record.data_bytes, columns.name_bytes, *places.values())
+    _check_digest(columns.digest)
+    ends = [places[name] + size for name, size in record.column_sizes().items()]
+    if max(record.data_offset + record.data_bytes, *ends) > record.bytes:
+        raise ValueError(record.file)
 
 
 def _polygons(split: str, content: Mapping[str, Any] | None) -> PolygonsRecord | None:
     if content is None:
         return None
     record = PolygonsRecord(**content)
-    _check_file(record, polygons_name(split), record.bytes, record.polygons)
+    if record.file != polygons_name(split):
+        raise ValueError(record.file)
+    _check_digest(record.digest)
+    _check_counts(record.file, record.bytes, record.polygons)
     return record
 
 
-def _check_file(record: IndexRecord | PolygonsRecord, name: str, *counts: int) -> None:
-    if record.file != name or not re.fullmatch("[0-9a-f]{32}", record.digest):
-        raise ValueError(record.file)
+def _check_counts(file: str, *counts: int) -> None:
     if not all(type(count) is int and count >= 0 for count in counts):
-        raise TypeError(record.file)
+        raise TypeError(file)
+
+
+def _check_digest(digest: str) -> None:
+    if not re.fullmatch("[0-9a-f]{32}", digest):
+        raise ValueError(digest)
 
 
 def _digest(content: Mapping[str, Any]) -> str:

@@ -150,7 +150,7 @@ def _finish(
     settings: PackSettings,
     team: Team,
 ) -> Packed:
-    """Wait for all shards, check them as a reader would, and write report, indexes and manifest."""
+    """Wait for all shards, check them as a reader would, and write report and manifest."""
     records: dict[str, list[ShardRecord]] = {split: [] for split in source.splits}
     boxes = {split: dict.fromkeys(source.names, 0) for split in source.splits}
     found = {split: list(source.lost.get(split, ())) for split in source.splits}
@@ -179,10 +179,8 @@ def _finish(
         split: join_polygons(out / polygons_name(split), work, parts[split])
         for split in (source.splits if settings.polygons else ())
     }
-    packed = read_back(out, work, source.names, records, polygons)
-    manifest = build_manifest(
-        packed.dataset_id, source.names, records, settings.of_shards(), packed.indexes, polygons
-    )
+    dataset_id = read_back(out, source.names, records, polygons)
+    manifest = build_manifest(dataset_id, source.names, records, settings.of_shards(), polygons)
     write_manifest(manifest, out)
     return Packed(manifest, tuple(findings), source_bytes)
 

@@ -78,7 +78,7 @@ def read_report(path: Path) -> ShardReport:
     values: dict[str, Any] = json.loads(path.read_bytes())
     polygons = values["polygons"]
     return ShardReport(
-        record=ShardRecord(**values["record"]),
+        record=ShardRecord.from_json(values["record"]),
         findings=tuple(Finding(**finding) for finding in values["findings"]),
         boxes=tuple(values["boxes"]),
         source_bytes=values["source_bytes"],

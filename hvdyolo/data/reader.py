@@ -3,7 +3,7 @@
 import os
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from struct import Struct
@@ -13,24 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 from xxhash import xxh3_64_intdigest, xxh3_128_hexdigest
 
-from hvdyolo.data.format import CROWD, DATASETS
-from hvdyolo.data.index_file import (
-    BOX_BYTES,
-    POINTER,
-    ROW_BYTES,
-    Block,
-    Index,
-    block_of,
-    check_index,
-    columns_of,
-    find_blocks,
-)
+from hvdyolo.data.format import CROWD, DATASETS, INDEX_DTYPE
 from hvdyolo.data.manifest import SplitInfo, polygons_of, read_manifest
-from hvdyolo.data.node_file import NodeFile, Origin
+from hvdyolo.data.node_memory import NodeMemory
 from hvdyolo.data.outlines import Outlines
 from hvdyolo.data.polygon_file import check_polygons, read_outlines
-from hvdyolo.data.shard import read_shard
-from hvdyolo.data.writer import ShardRecord
+from hvdyolo.data.split_index import Block, SplitIndex, columns_of
 from hvdyolo.utils.errors import DataError, StorageError, UsageError
 
 EncodedT = TypeVar("EncodedT", bytes, memoryview)
@@ -42,7 +30,9 @@ _USUAL_BYTES = 1 << 20  # of an image or less; memory that is not written to cos
 _PLACE = Struct("<QIQ")  # offset, length, checksum
 _SIZE, _SIZE_AT, _SOURCE_SIZE_AT = Struct("<HH"), 20, 24  # width, height
 _SAMPLE_ID_AT = 28
-_RUN = Struct("<QQ")  # two neighbouring pointers
+_POINTER, _RUN = Struct("<Q"), Struct("<QQ")  # one, and two neighbouring ones
+_ROW_BYTES = INDEX_DTYPE.itemsize
+_BOX_BYTES = 5 * DATASETS["labels"].itemsize
 
 
 class DamagedSampleError(DataError):
@@ -80,7 +70,7 @@ class PackedSplit:
     """Random access to all samples of a split.
 
     The index is read once, when the split is opened; a large one lies in memory once a node
-    (:mod:`hvdyolo.data.node_file`). Files are opened when first needed, in the process that needs them:
+    (:mod:`hvdyolo.data.node_memory`). Files are opened when first needed, in the process that needs them:
     pickling and copying leave them behind, so no descriptor crosses into a worker. Threads need a copy each.
     Arrays that are handed out are read-only.
     """
@@ -114,8 +104,9 @@ class PackedSplit:
         self.dataset_id = manifest.dataset_id
         self.verifies = verify
         self._shards = shards or root
-        self._index = _open_index(root, info, len(self.names), self._shards)
-        self._blocks = find_blocks(self._index.data, info.shards, root)
+        index = SplitIndex(self._shards, info.shards)
+        self._index = _in_memory(index, info, len(self.names))
+        self._blocks = index.blocks
         self._firsts = [block.first for block in self._blocks]
         self._samples = info.samples
         self._files: OrderedDict[str, int] = OrderedDict()
@@ -153,7 +144,7 @@ class PackedSplit:
         # Runs once a sample, and its own time is to stay small beside the 10 microseconds of the pread.
         block = self._block(index)
         offset, length, checksum = _PLACE.unpack_from(
-            self._index.data, block.rows + (index - block.first) * ROW_BYTES
+            self._index.data, block.rows + (index - block.first) * _ROW_BYTES
         )
         file = block.shard.file
         descriptor = self._files.get(file)
@@ -174,7 +165,7 @@ class PackedSplit:
         block = self._block(index)
         first, last = self._run(block.label_ptr, index - block.first)
         return np.frombuffer(
-            self._index.data, DATASETS["labels"], 5 * (last - first), block.labels + first * BOX_BYTES
+            self._index.data, DATASETS["labels"], 5 * (last - first), block.labels + first * _BOX_BYTES
         ).reshape(-1, 5)
 
     def flags(self, index: int) -> NDArray[np.uint8]:
@@ -238,7 +229,7 @@ class PackedSplit:
 
     def sample_id(self, index: int) -> int:
         """Number of the sample in its split, by the order of names."""
-        (number,) = POINTER.unpack_from(self._index.data, self._row(index) + _SAMPLE_ID_AT)
+        (number,) = _POINTER.unpack_from(self._index.data, self._row(index) + _SAMPLE_ID_AT)
         return int(number)
 
     def name(self, index: int) -> str:
@@ -304,11 +295,11 @@ class PackedSplit:
     def _row(self, index: int) -> int:
         """Where in the index a sample's row begins."""
         block = self._block(index)
-        return block.rows + (index - block.first) * ROW_BYTES
+        return block.rows + (index - block.first) * _ROW_BYTES
 
     def _run(self, pointers: int, row: int) -> tuple[int, int]:
         """Where a sample's labels or name begin and end, by the pointers of its shard."""
-        first, last = _RUN.unpack_from(self._index.data, pointers + row * POINTER.size)
+        first, last = _RUN.unpack_from(self._index.data, pointers + row * _POINTER.size)
         return first, last
 
     def _open(self, file: str) -> int:
@@ -334,36 +325,7 @@ class _ReusedMemory:
         return wanted if got == length else wanted[:got]
 
 
-@dataclass(frozen=True)
-class _IndexInMemory:
-    """The index of a split that was packed without an index file."""
-
-    data: bytes
-
-
-def _open_index(root: Path, info: SplitInfo, classes: int, shards: Path) -> NodeFile | _IndexInMemory:
-    if info.index is None:
-        return _IndexInMemory(b"".join(block_of(read_shard(shards, shard, classes)) for shard in info.shards))
-    path = root / info.index.file
-
-    def check(index: Index) -> None:
-        check_index(index, info.shards, classes, path)
-        _check_sizes(shards, info.shards)
-
+def _in_memory(index: SplitIndex, info: SplitInfo, classes: int) -> NodeMemory:
     # All that is checked, so that equal names are of what was checked for the same.
     name = xxh3_128_hexdigest(repr((info, classes)).encode())
-    return NodeFile(Origin(path, info.index.bytes, info.index.digest), name, check)
-
-
-def _check_sizes(root: Path, shards: Sequence[ShardRecord]) -> None:
-    """See that no shard is missing or cut; what is in them is checked as it is read."""
-    for shard in shards:
-        path = root / shard.file
-        try:
-            size = path.stat().st_size
-        except FileNotFoundError:
-            raise DataError(f"{path} is missing; copy it again or pack the dataset again.") from None
-        except OSError as error:
-            raise StorageError(f"cannot read {path}: {error.strerror or error}.") from None
-        if size != shard.bytes:
-            raise DataError(f"{path} has {size} bytes and should have {shard.bytes}; copy it again.")
+    return NodeMemory(index, name, lambda data: index.check(data, classes))

@@ -74,13 +74,13 @@ def reshard(root: Path, out: Path, shard_bytes: int) -> Manifest:
     polygons = {split: info.polygons for split, info in source.splits.items() if info.polygons is not None}
     for kept in polygons.values():
         copy_polygons(root, kept, out, out / WORK)
-    found = read_back(out, out / WORK, source.names, records, polygons)
-    if found.dataset_id != content.dataset_id({split: kept.digest for split, kept in polygons.items()}):
+    found = read_back(out, source.names, records, polygons)
+    if found != content.dataset_id({split: kept.digest for split, kept in polygons.items()}):
         raise InternalError(f"{out} differs from what {root} held at first; remove it and start again.")
     for name in (REPORT_NAME, REPORT_DATA_NAME):
         if (root / name).is_file():
             write_atomically(out / name, (root / name).read_bytes())
-    manifest = build_manifest(source.dataset_id, source.names, records, settings, found.indexes, polygons)
+    manifest = build_manifest(source.dataset_id, source.names, records, settings, polygons)
     write_manifest(manifest, out)
     shutil.rmtree(out / WORK, ignore_errors=True)
     return manifest
@@ -203,7 +203,7 @@ def _copy(
                     writer.add(sample)
             assert writer.record is not None
             write_json(path, asdict(writer.record))
-        records[shard.split].append(ShardRecord(**json.loads(path.read_bytes())))
+        records[shard.split].append(ShardRecord.from_json(json.loads(path.read_bytes())))
     return records
 
 

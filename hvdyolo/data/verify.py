@@ -5,14 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import xxhash
 from xxhash import xxh3_64_intdigest
 
-from hvdyolo.data.index_file import IndexRecord, block_of
 from hvdyolo.data.manifest import Manifest, SplitInfo, read_manifest
-from hvdyolo.data.node_file import Origin, read_verified
 from hvdyolo.data.polygon_file import PolygonsRecord, check_polygons, read_outlines
 from hvdyolo.data.shard import Shard, read_shard
+from hvdyolo.data.split_index import check_block
+from hvdyolo.data.verified_file import VerifiedFile, read_verified
 from hvdyolo.data.writer import ShardRecord
 from hvdyolo.utils.errors import DataError, StorageError
 
@@ -64,31 +63,18 @@ def find_problems(root: Path) -> Iterator[Problem]:
 
 
 def _find_in_split(root: Path, info: SplitInfo, classes: int) -> Iterator[Problem]:
-    blocks = xxhash.xxh3_128()
     sound = True
     for record in info.shards:
         try:
             shard = read_shard(root, record, classes)
+            check_block(root, record, shard)
         except DataError as error:
             sound = False
             yield Problem(record.file, str(error))
         else:
-            blocks.update(block_of(shard))
             yield from _find_in_samples(shard, record)
-    if info.index is not None:
-        yield from _find_in_index(root, info.index, blocks.hexdigest() if sound else None)
     if info.polygons is not None:
         yield from _find_in_polygons(root, info, info.polygons, classes if sound else None)
-
-
-def _find_in_index(root: Path, record: IndexRecord, of_shards: str | None) -> Iterator[Problem]:
-    """``of_shards``: digest of what the shards say, if they are sound."""
-    path = root / record.file
-    damage = _damage(path, record)
-    if damage is not None:
-        yield Problem(record.file, damage)
-    elif of_shards not in (None, record.digest):
-        yield Problem(record.file, f"{path} is not the index of these shards; pack the data again")
 
 
 def _find_in_polygons(
@@ -124,10 +110,10 @@ def _are_polygons_of(root: Path, info: SplitInfo, record: PolygonsRecord, classe
     return found == record.polygons
 
 
-def _damage(path: Path, record: IndexRecord | PolygonsRecord) -> str | None:
+def _damage(path: Path, record: PolygonsRecord) -> str | None:
     """What is wrong with the bytes of a file beside the shards."""
     try:
-        for _ in read_verified(Origin(path, record.bytes, record.digest)):
+        for _ in read_verified(VerifiedFile(path, record.bytes, record.digest)):
             pass
     except DataError as error:
         return str(error)

@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 from hvdyolo.data.block_writer import BlockWriter
 from hvdyolo.data.format import (
     CODECS,
+    COLUMNS,
     DATA_ALIGNMENT,
+    DATASETS,
     INDEX_DTYPE,
     MOST_ATTRIBUTE_BYTES,
     OTHER_CODEC,
@@ -58,6 +60,26 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class ColumnsRecord:
+    """What the manifest says about a shard's columns, by which they are read without HDF5.
+
+    Attributes:
+        label_ptr, name_ptr, labels, index, label_flags, names: where in the file each begins.
+        name_bytes: length of ``names``.
+        digest: xxh3-128 of all of them, end to end in this order, hexadecimal.
+    """
+
+    label_ptr: int
+    name_ptr: int
+    labels: int
+    index: int
+    label_flags: int
+    names: int
+    name_bytes: int
+    digest: str
+
+
+@dataclass(frozen=True)
 class ShardRecord:
     """What the manifest says about a shard.
 
@@ -74,6 +96,28 @@ class ShardRecord:
     data_offset: int
     data_bytes: int
     digest: str
+    columns: ColumnsRecord
+
+    @staticmethod
+    def from_json(values: Mapping[str, Any]) -> "ShardRecord":
+        """Of what ``asdict`` gave.
+
+        Raises:
+            KeyError, TypeError: it did not.
+        """
+        return ShardRecord(**{**values, "columns": ColumnsRecord(**values["columns"])})
+
+    def column_sizes(self) -> dict[str, int]:
+        """Bytes of each column, in the order of :data:`hvdyolo.data.format.COLUMNS`."""
+        pointers = (self.samples + 1) * DATASETS["label_ptr"].itemsize
+        return {
+            "label_ptr": pointers,
+            "name_ptr": pointers,
+            "labels": 5 * self.boxes * DATASETS["labels"].itemsize,
+            "index": self.samples * INDEX_DTYPE.itemsize,
+            "label_flags": self.boxes,
+            "names": self.columns.name_bytes,
+        }
 
 
 @dataclass(frozen=True)
@@ -151,14 +195,14 @@ class ShardWriter:
 
     def _finish(self) -> None:
         structure = MemoryFile()
-        offset = self._write_structure(structure)
+        offset, columns = self._write_structure(structure)
         self._images.finish(offset, structure.pieces())
-        record = self._record(offset)
+        record = self._record(offset, columns)
         os.replace(self._temporary, self.path)
         sync_directory(self.path.parent)
         self.record = record
 
-    def _record(self, offset: int) -> ShardRecord:
+    def _record(self, offset: int, columns: ColumnsRecord) -> ShardRecord:
         data_bytes = sum(self._lengths)
         return ShardRecord(
             file=self.path.name,
@@ -168,10 +212,11 @@ class ShardWriter:
             data_offset=offset,
             data_bytes=data_bytes,
             digest=digest_outside(self._temporary, offset, data_bytes),
+            columns=columns,
         )
 
-    def _write_structure(self, structure: MemoryFile) -> int:
-        """Write everything but the images; returns where ``/data`` starts."""
+    def _write_structure(self, structure: MemoryFile) -> tuple[int, ColumnsRecord]:
+        """Write everything but the images; returns where ``/data`` starts, and the columns."""
         data_bytes = sum(self._lengths)
         with _open_structure(structure, "w"):
             pass  # what HDF5 begins with would be aligned too
@@ -179,18 +224,28 @@ class ShardWriter:
         with _open_structure(structure, "r+", aligned=min(max(data_bytes, 1), DATA_ALIGNMENT)) as file:
             offset = _reserve_data(file, data_bytes)
             self._write_attributes(file)
-            file.create_dataset("index", data=self._index())
-            labels = [sample.labels for sample in self._samples]
-            file.create_dataset(
-                "labels", data=np.concatenate([np.zeros((0, 5), "<f4"), *labels]).astype("<f4")
-            )
-            flags = [sample.flags for sample in self._samples]
-            file.create_dataset("label_flags", data=np.concatenate([np.zeros(0, "u1"), *flags]))
-            file.create_dataset("label_ptr", data=_pointers([len(rows) for rows in labels]))
-            names = [sample.name.encode(errors="surrogateescape") for sample in self._samples]
-            file.create_dataset("names", data=np.frombuffer(b"".join(names), dtype="u1"))
-            file.create_dataset("name_ptr", data=_pointers([len(name) for name in names]))
-        return offset
+            columns = self._columns()
+            for name, values in columns.items():
+                file.create_dataset(name, data=values)
+            places = {name: file[name].id.get_offset() or 0 for name in COLUMNS}
+        digest = xxhash.xxh3_128()
+        for name in COLUMNS:
+            digest.update(columns[name].tobytes())
+        record = ColumnsRecord(**places, name_bytes=len(columns["names"]), digest=digest.hexdigest())
+        return offset, record
+
+    def _columns(self) -> dict[str, NDArray[Any]]:
+        labels = [sample.labels for sample in self._samples]
+        flags = [sample.flags for sample in self._samples]
+        names = [sample.name.encode(errors="surrogateescape") for sample in self._samples]
+        return {
+            "index": self._index(),
+            "labels": np.concatenate([np.zeros((0, 5), "<f4"), *labels]).astype("<f4"),
+            "label_flags": np.concatenate([np.zeros(0, "u1"), *flags]),
+            "label_ptr": _pointers([len(rows) for rows in labels]),
+            "names": np.frombuffer(b"".join(names), dtype="u1"),
+            "name_ptr": _pointers([len(name) for name in names]),
+        }
 
     def _write_attributes(self, file: h5py.File) -> None:
         texts = {

@@ -285,10 +285,11 @@ def test_damage_outside_the_images_is_told_once_before_anything_begins(
 ) -> None:
     data, run = tmp_path / "data", tmp_path / "run"
     shutil.copytree(synthetic, data)
-    index = data / "val.index"
-    raw = bytearray(index.read_bytes())
-    raw[3000] ^= 1
-    index.write_bytes(raw)
+    (shard,) = read_manifest(data).splits["val"].shards
+    path = data / shard.file
+    raw = bytearray(path.read_bytes())
+    raw[shard.columns.labels + 30] ^= 1
+    path.write_bytes(raw)
     if command == "train":
         line = words(data, run)
     else:
@@ -299,7 +300,7 @@ def test_damage_outside_the_images_is_told_once_before_anything_begins(
     assert ended.code == 65, ended.output
     told = [line for line in ended.output.splitlines() if line.startswith("hvdyolo")]
     assert len(told) == 1, ended.output
-    assert f"{index.name} is damaged" in told[0]
+    assert f"{path.name} is damaged" in told[0]
     assert not run.exists()
 
 

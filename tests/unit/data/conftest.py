@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hvdyolo.data.format import index_name, polygons_name
+from hvdyolo.data.format import polygons_name
 from hvdyolo.data.manifest import build_manifest, write_manifest
 from hvdyolo.data.outlines import Outlines, encode_outlines
 from hvdyolo.data.polygon_file import write_polygons
@@ -98,12 +98,9 @@ def write_shard(root: Path, name: str, samples: Sequence[Sample], number: int = 
 
 @pytest.fixture
 def packed(tmp_path: Path, samples: Callable[..., list[Sample]]) -> Callable[..., Packed]:
-    """Write a dataset of some shards with a few samples each.
+    """Write a dataset of some shards with a few samples each; with polygons, boxes are elsewhere."""
 
-    Without index files, as it was done once; with polygons, in which case boxes are elsewhere.
-    """
-
-    def build(shards: int = 1, each: int = 5, index: bool = True, polygons: bool = False) -> Packed:
+    def build(shards: int = 1, each: int = 5, polygons: bool = False) -> Packed:
         root = tmp_path / "packed"
         root.mkdir()
         everything = samples(shards * each)
@@ -123,14 +120,8 @@ def packed(tmp_path: Path, samples: Callable[..., list[Sample]]) -> Callable[...
             )
             for number in range(shards)
         ]
-        found = read_back(root, root, NAMES, {"train": records}, kept)
-        settings = {"max_side": None}
-        indexes = found.indexes if index else {}
-        if not index:
-            (root / index_name("train")).unlink()
-        write_manifest(
-            build_manifest(found.dataset_id, NAMES, {"train": records}, settings, indexes, kept), root
-        )
+        dataset_id = read_back(root, NAMES, {"train": records}, kept)
+        write_manifest(build_manifest(dataset_id, NAMES, {"train": records}, {"max_side": None}, kept), root)
         return Packed(root, everything, records, outlines)
 
     return build

@@ -15,12 +15,12 @@ from typing import Any
 import h5py
 import numpy as np
 
-from hvdyolo.data.format import DATASETS, MANIFEST_NAME, index_name
+from hvdyolo.data.format import DATASETS, MANIFEST_NAME
 from hvdyolo.data.manifest import Manifest, read_manifest
 from hvdyolo.data.reader import PackedSplit
+from hvdyolo.data.verify import find_problems
 from hvdyolo.utils.errors import DataError, MismatchError
 
-INDEX = index_name("train")
 FLIPS = {
     "structure": 250,
     "padding": 50,
@@ -31,11 +31,10 @@ FLIPS = {
     "label_ptr": 50,
     "names": 25,
     "name_ptr": 50,
-    MANIFEST_NAME: 75,
-    INDEX: 200,
+    MANIFEST_NAME: 175,
 }
 """Flipped bits by where they are: ``structure`` is HDF5's own, ``padding`` the empty space before /data."""
-SHARD_CUTS, MANIFEST_CUTS, INDEX_CUTS = 50, 25, 25
+SHARD_CUTS, MANIFEST_CUTS = 50, 25
 
 
 @dataclass(frozen=True)
@@ -61,11 +60,13 @@ class Outcome:
         refused: it could not be opened.
         unreadable: samples that could not be read, of those of an opened one.
         wrong: what it gave that was not packed.
+        found: whether ``verify`` finds it.
     """
 
     refused: bool
     unreadable: list[int]
     wrong: list[str]
+    found: bool
 
 
 def main(root: Path) -> None:
@@ -94,21 +95,14 @@ def _damages(root: Path, manifest: Manifest) -> Iterator[Damage]:
     random = np.random.default_rng(0)
     shards = [record.file for record in manifest.splits["train"].shards]
     places = {file: _regions(root / file) for file in shards}
-    for file in (MANIFEST_NAME, INDEX):
-        if (root / file).exists():
-            places[file] = {file: np.arange((root / file).stat().st_size)}
+    places[MANIFEST_NAME] = {MANIFEST_NAME: np.arange((root / MANIFEST_NAME).stat().st_size)}
     for region, count in FLIPS.items():
         files = [file for file, regions in places.items() if region in regions]
-        for number in range(count if files else 0):
+        for number in range(count):
             file = files[number % len(files)]
             place, bit = random.choice(places[file][region]), random.integers(8)
             yield Damage(region, file, int(place), int(bit))
-    indexes = [INDEX] if INDEX in places else []
-    for files, count in (
-        (shards, SHARD_CUTS),
-        ([MANIFEST_NAME], MANIFEST_CUTS),
-        (indexes, INDEX_CUTS * len(indexes)),
-    ):
+    for files, count in ((shards, SHARD_CUTS), ([MANIFEST_NAME], MANIFEST_CUTS)):
         for number in range(count):
             file = files[number % len(files)]
             yield Damage("cut", file, int(random.integers((root / file).stat().st_size)), None)
@@ -148,12 +142,13 @@ def _inflicted(path: Path, damage: Damage) -> Iterator[None]:
 def _use(root: Path, manifest: Manifest, samples: list[tuple[Any, ...]]) -> Outcome:
     """Read all there is; any error but the two that are meant ends the program."""
     wrong, unreadable = [], []
+    found = _is_found(root)
     try:
         if read_manifest(root) != manifest:
             wrong.append("manifest")
         split = PackedSplit(root, "train")
     except (DataError, MismatchError):
-        return Outcome(True, unreadable, wrong)
+        return Outcome(True, unreadable, wrong, found)
     get = _sample(split)
     for index, sample in enumerate(samples):
         try:
@@ -161,7 +156,14 @@ def _use(root: Path, manifest: Manifest, samples: list[tuple[Any, ...]]) -> Outc
                 wrong.append(f"sample {index}")
         except DataError:
             unreadable.append(index)
-    return Outcome(False, unreadable, wrong)
+    return Outcome(False, unreadable, wrong, found)
+
+
+def _is_found(root: Path) -> bool:
+    try:
+        return any(find_problems(root))
+    except (DataError, MismatchError):
+        return True
 
 
 def _sample(split: PackedSplit) -> Callable[[int], tuple[Any, ...]]:

@@ -64,7 +64,7 @@ def test_a_draw_is_of_so_many_boxes_whatever_the_shares(split: PackedSplit) -> N
     assert len({other.tobytes() for other in others}) > 1
 
 
-def test_a_dataset_without_an_index_file_has_columns_too(packed) -> None:
-    split = PackedSplit(packed(shards=2, each=5, index=False).root, "train")
+def test_columns_come_a_shard_at_a_time(packed) -> None:
+    split = PackedSplit(packed(shards=2, each=5).root, "train")
     assert [columns.first for columns in split.columns(range(10))] == [0, 5]
     assert split.boxes == sum(number % 4 for number in range(10))

@@ -76,7 +76,7 @@ def write(tmp_path: Path) -> Write:
                     writer.add(replace(solid(number), **(changes or {}).get(number, {})))
             assert writer.record is not None
             records.append(writer.record)
-        write_manifest(build_manifest("0" * 32, names, {"train": records}, {}, {}), root)
+        write_manifest(build_manifest("0" * 32, names, {"train": records}, {}), root)
         return root
 
     return write

@@ -67,7 +67,7 @@ def test_other_json_is_damaged(tmp_path: Path, text: str) -> None:
 def test_another_version_is_a_mismatch_that_names_both(packed: Build) -> None:
     root = packed().root
     rewrite(root, lambda content: content.update(version=7), honest=False)
-    with pytest.raises(MismatchError, match="version 7, this program reads 1") as caught:
+    with pytest.raises(MismatchError, match="version 7, this program reads 2") as caught:
         read_manifest(root)
     assert caught.value.exit_code == 78
 
@@ -79,40 +79,32 @@ def test_no_manifest_and_no_directory_are_wrong_usage(tmp_path: Path) -> None:
         read_manifest(tmp_path / "none")
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda content: content["splits"]["train"].pop("index"),
-        lambda content: content["splits"]["train"].update(index=None),
-    ],
-)
-def test_a_manifest_of_before_there_were_indexes_is_read(packed: Build, change: Any) -> None:
-    root = packed().root
-    rewrite(root, change)
-    assert read_manifest(root).splits["train"].index is None
-
-
 def change_shard(**values: Any) -> Callable[[dict[str, Any]], None]:
     return lambda content: content["splits"]["train"]["shards"][0].update(values)
 
 
-def change_index(**values: Any) -> Callable[[dict[str, Any]], None]:
-    return lambda content: content["splits"]["train"]["index"].update(values)
+def change_columns(**values: Any) -> Callable[[dict[str, Any]], None]:
+    return lambda content: content["splits"]["train"]["shards"][0]["columns"].update(values)
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        change_index(file="val.index"),
-        change_index(file="../train.index"),
-        change_index(digest="../" + "0" * 29),
-        change_index(digest="0" * 31),
-        change_index(digest=None),
-        change_index(bytes=-1),
-        change_index(bytes=True),
-        change_index(bytes="5"),
-        change_index(extra=1),
-        lambda content: content["splits"]["train"].update(index=[]),
+        change_columns(labels=-1),
+        change_columns(labels=True),
+        change_columns(index="5"),
+        change_columns(name_ptr=1 << 60),
+        change_columns(name_bytes=1 << 60),
+        change_columns(name_bytes=None),
+        change_columns(digest="../" + "0" * 29),
+        change_columns(digest="0" * 31),
+        change_columns(digest=None),
+        change_columns(extra=1),
+        change_shard(columns=[]),
+        change_shard(columns=None),
+        change_shard(boxes=1 << 50),
+        lambda content: content["splits"]["train"]["shards"][0].pop("columns"),
+        lambda content: content["splits"]["train"]["shards"][0]["columns"].pop("names"),
         change_shard(file="../elsewhere.h5"),
         change_shard(file="/etc/passwd"),
         change_shard(file="train-00001-of-00001.h5"),

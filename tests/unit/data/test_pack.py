@@ -103,7 +103,7 @@ def test_nothing_but_shards_manifest_and_report_is_left(folder: Callable[..., Pa
     pack(folder(train=3, test=2), tmp_path / "out")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "lint.json", "lint.txt", "manifest.json",
-        "test-00000-of-00001.h5", "test.index", "train-00000-of-00001.h5", "train.index"
+        "test-00000-of-00001.h5", "train-00000-of-00001.h5",
     ]  # fmt: skip
 
 

@@ -13,24 +13,25 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hvdyolo.data import node_file
+from hvdyolo.data import node_memory
 from hvdyolo.data import reader as reader_module
-from hvdyolo.data.manifest import build_manifest, write_manifest
+from hvdyolo.data.manifest import build_manifest, read_manifest, write_manifest
 from hvdyolo.data.reader import DamagedSampleError, PackedSplit
+from hvdyolo.data.split_index import SplitIndex
 from hvdyolo.utils.errors import DataError, StorageError, UsageError
 
 Build = Callable[..., Any]
 
 
-@pytest.fixture(params=["index file", "mapped", "no index file"])
+@pytest.fixture(params=["read", "mapped"])
 def packed_somehow(
     request: pytest.FixtureRequest, packed: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Build:
-    """As ``packed``; the index is read, mapped from the node's copy, or that of a dataset without one."""
+    """As ``packed``; the index is in the process, or mapped from the node's copy."""
     if request.param == "mapped":
-        monkeypatch.setattr(node_file, "_SHARED_FROM", 1)
-        monkeypatch.setattr(node_file, "_places", lambda: (tmp_path,))
-    return lambda **counts: packed(**counts, index=request.param != "no index file")
+        monkeypatch.setattr(node_memory, "_SHARED_FROM", 1)
+        monkeypatch.setattr(node_memory, "_places", lambda: (tmp_path,))
+    return packed
 
 
 def test_every_sample_comes_back_over_the_borders_of_shards(packed_somehow: Build) -> None:
@@ -248,9 +249,9 @@ def test_of_a_mapped_index_a_worker_is_sent_no_more_than_where_it_is(
     """Of each shard, what the manifest says; of the samples, nothing."""
     root = packed(shards=2, each=100).root
     small = pickle.dumps(PackedSplit(root, "train"))
-    monkeypatch.setattr(node_file, "_SHARED_FROM", 1)
-    monkeypatch.setattr(node_file, "_places", lambda: (tmp_path,))
-    index = (root / "train.index").stat().st_size
+    monkeypatch.setattr(node_memory, "_SHARED_FROM", 1)
+    monkeypatch.setattr(node_memory, "_places", lambda: (tmp_path,))
+    index = SplitIndex(root, read_manifest(root).splits["train"].shards).size
     mapped = pickle.dumps(PackedSplit(root, "train"))
     assert len(mapped) < len(small) - index + 500
     assert len(mapped) < 2500
@@ -262,7 +263,7 @@ def test_an_unknown_split_is_wrong_usage_and_tells_which_there_are(packed: Build
 
 
 def test_an_empty_split_is_refused(tmp_path: Path) -> None:
-    write_manifest(build_manifest("0" * 32, ("cat",), {"val": []}, {}, {}), tmp_path)
+    write_manifest(build_manifest("0" * 32, ("cat",), {"val": []}, {}), tmp_path)
     with pytest.raises(DataError, match=r"'val' .* is empty"):
         PackedSplit(tmp_path, "val")
 

@@ -105,7 +105,7 @@ def test_a_file_that_is_no_hdf5_at_all_is_refused_with_the_digest_right(packed: 
         (replace_dataset("index", np.zeros(5, INDEX_DTYPE)), "divide /data"),
         (lambda file: file.attrs.__delitem__("complete"), "attributes"),
         (lambda file: file.attrs.modify("complete", np.int64(0)), "complete is 0"),
-        (lambda file: file.attrs.modify("version", np.int64(2)), "version is 2"),
+        (lambda file: file.attrs.modify("version", np.int64(1)), "version is 1"),
         (lambda file: file.attrs.modify("samples", np.int64(4)), "samples is 4"),
         (lambda file: file.attrs.create("split", "text of variable length"), "attribute split"),
         (lambda file: file.attrs.create("shard", [1, 2]), "attribute shard"),

@@ -9,9 +9,10 @@ import h5py
 import pytest
 from xxhash import xxh3_128_hexdigest
 
-from hvdyolo.data.format import DATASETS
+from hvdyolo.data.format import COLUMNS, DATASETS
 from hvdyolo.data.manifest import read_manifest, write_manifest
 from hvdyolo.data.verify import find_problems, verify_packed
+from hvdyolo.data.writer import ColumnsRecord
 from hvdyolo.utils.errors import DataError, MismatchError, UsageError
 
 Build = Callable[..., Any]
@@ -108,42 +109,42 @@ def test_every_kind_of_damage_is_found_and_its_shard_named(packed: Build, kind: 
         verify_packed(root)
 
 
-INDEX_DAMAGES: dict[str, Damage] = {
-    "a bit": lambda path: damage(path, 100),
-    "the last byte": lambda path: damage(path, path.stat().st_size - 1),
-    "cut by a byte": lambda path: cut(path, 1),
-    "a byte too long": append,
-    "missing": Path.unlink,
-}
-
-
-@pytest.mark.parametrize("kind", INDEX_DAMAGES)
-def test_every_kind_of_damage_to_an_index_is_found(packed: Build, kind: str) -> None:
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda record: replace(record, names=record.names + 1), "is damaged"),
+        (lambda record: replace(record, digest="0" * 32), "is damaged"),
+        (lambda record: replace(record, index=record.labels), "is damaged"),
+    ],
+)
+def test_a_manifest_that_has_the_columns_elsewhere_is_found(
+    packed: Build, change: Callable[[ColumnsRecord], ColumnsRecord], says: str
+) -> None:
+    """As a bug in packing would leave it: HDF5 finds everything, and other readers do not."""
     root = packed(shards=3, each=4).root
-    INDEX_DAMAGES[kind](root / "train.index")
-    with pytest.raises(DataError, match=r"is damaged in train\.index: "):
-        verify_packed(root)
-    damage(root / SHARD, 20)
-    with pytest.raises(DataError, match=rf"damaged in 1 of 3 shards \({SHARD}\) and train\.index: "):
-        verify_packed(root)
-
-
-def test_an_index_of_other_shards_is_found(packed: Build) -> None:
-    """Whose digest is in the manifest, as a bug in packing would leave it."""
-    root = packed(shards=3, each=4).root
-    path = root / "train.index"
-    damage(path, path.stat().st_size - 12)  # in a name: nothing else can tell
     manifest = read_manifest(root)
     info = manifest.splits["train"]
-    assert info.index is not None
-    index = replace(info.index, digest=xxh3_128_hexdigest(path.read_bytes()))
-    write_manifest(replace(manifest, splits={"train": replace(info, index=index)}), root)
-    with pytest.raises(DataError, match=r"train\.index is not the index of these shards"):
+    first, second, third = info.shards
+    shards = (first, replace(second, columns=change(second.columns)), third)
+    write_manifest(replace(manifest, splits={"train": replace(info, shards=shards)}), root)
+    with pytest.raises(DataError, match=rf"damaged in 1 of 3 shards \({second.file}\): .* {says}"):
         verify_packed(root)
 
 
-def test_data_packed_before_there_were_indexes_are_whole_without(packed: Build) -> None:
-    assert verify_packed(packed(shards=3, each=4, index=False).root).samples == 12
+def test_columns_of_another_content_are_found(packed: Build) -> None:
+    """The digest fits what lies there, but HDF5 finds others."""
+    root = packed(shards=3, each=4).root
+    manifest = read_manifest(root)
+    info = manifest.splits["train"]
+    first, second, third = info.shards
+    moved = replace(second.columns, names=second.columns.names + 1)
+    raw = (root / second.file).read_bytes()
+    sizes = second.column_sizes()
+    pieces = (raw[getattr(moved, name) :][: sizes[name]] for name in COLUMNS)
+    forged = replace(second, columns=replace(moved, digest=xxh3_128_hexdigest(b"".join(pieces))))
+    write_manifest(replace(manifest, splits={"train": replace(info, shards=(first, forged, third))}), root)
+    with pytest.raises(DataError, match="has its columns elsewhere than the manifest says"):
+        verify_packed(root)
 
 
 @pytest.mark.parametrize("cut_bytes", [0, 5])
@@ -170,7 +171,7 @@ def test_what_is_no_packed_data_is_said_to_be_none(tmp_path: Path, packed: Build
         verify_packed(tmp_path)
     data = packed()
     manifest = data.root / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"version": 1', '"version": 2'))
+    manifest.write_text(manifest.read_text().replace('"version": 2', '"version": 3'))
     with pytest.raises(MismatchError):
         verify_packed(data.root)
 

@@ -38,7 +38,7 @@ def test_h5py_alone_finds_everything_where_the_specification_says(tmp_path: Path
         ]  # fmt: skip
         assert {name: file.attrs[name] for name in file.attrs} == {
             "schema": b"hvdyolo.packed",
-            "version": 1,
+            "version": 2,
             "split": b"val",
             "shard": 3,
             "names": json.dumps(["cat", "dog", "emu"]).encode(),

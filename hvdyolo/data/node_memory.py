@@ -1,12 +1,12 @@
-"""The bytes of a file that all processes of a node read: a large file's are in the node's memory once.
+"""Bytes that all processes of a node read: if they are many, they are in the node's memory once.
 
-The first process that needs such a file copies it to the memory of the node, the others wait and map the
-copy. Whoever makes one holds a lock that the kernel gives up with the process, and a copy has its name only
-when it is whole: where the maker is killed, the next process starts over. The copies of a user lie in a
+The first process that needs them reads them into a file in the memory of the node, the others wait and map
+this copy. Whoever makes one holds a lock that the kernel gives up with the process, and a copy has its name
+only when it is whole: where the maker is killed, the next process starts over. The copies of a user lie in a
 folder that nobody else can write to. They stay for the next job, until another is made and no process has
 them mapped any longer.
 
-A copy is compared with the file's digest by every process that opens it. A process that is handed the bytes
+A copy is compared with digests by every process that opens it. A process that is handed the bytes
 by another, as a loader worker is by its rank, maps what that one has compared.
 """
 
@@ -20,34 +20,33 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from mmap import MAP_SHARED, PROT_READ, mmap
 from pathlib import Path
-from typing import Any
-
-import xxhash
-
-from hvdyolo.utils.errors import DataError, StorageError
+from typing import Any, Protocol
 
 _SHARED_FROM = 16 << 20  # bytes; what is smaller may be in every process, and leaves nothing behind
-_BLOCK_BYTES = 1 << 20  # stays in the cache of the processor from reading over the digest to writing
 
 Bytes = bytes | mmap
 
 
-@dataclass(frozen=True)
-class Origin:
-    """A file that is to be read.
+class Origin(Protocol):
+    """Where the bytes come from; picklable.
 
     Attributes:
-        bytes: size it must have.
-        digest: xxh3-128 it must have, hexadecimal.
+        size: how many bytes they are.
     """
 
-    path: Path
-    bytes: int
-    digest: str
+    size: int
+
+    def pieces(self) -> Iterator[bytes]:
+        """All bytes, verified when the last has come."""
+        ...
+
+    def matches(self, data: Bytes) -> bool:
+        """Whether these, as many, are the same."""
+        ...
 
 
-class NodeFile:
-    """The bytes of a file, verified.
+class NodeMemory:
+    """Bytes of an origin, verified.
 
     Pickling takes small ones along, and of large ones where they are to be mapped.
 
@@ -60,12 +59,11 @@ class NodeFile:
 
     def __init__(self, origin: Origin, name: str, check: Callable[[Bytes], None]) -> None:
         """Args:
-            name: of copies; tells the file, and what it is checked for, from all others.
-            check: raises if the content will not do; large files are checked by the maker of a copy only.
+            name: of copies; tells the bytes, and what they are checked for, from all others.
+            check: raises if the content will not do; where there is a copy, only its maker checks.
 
         Raises:
-            DataError: the file is missing or damaged.
-            StorageError: it cannot be read.
+            HvdyoloError: of ``origin`` or ``check``.
         """
         self._origin = origin
         self._name = name
@@ -89,12 +87,12 @@ class NodeFile:
                 self.data = again.data
 
     def _open(self, check: Callable[[Bytes], None]) -> None:
-        for place in _places() if self._origin.bytes >= _SHARED_FROM else ():
+        for place in _places() if self._origin.size >= _SHARED_FROM else ():
             mapped = _map_in(place, self._origin, self._name, check)
             if mapped is not None:
                 self.data, self._seen = mapped.data, mapped.seen
                 return
-        self.data, self._seen = b"".join(read_verified(self._origin)), None
+        self.data, self._seen = b"".join(self._origin.pieces()), None
         check(self.data)
 
 
@@ -176,19 +174,19 @@ def _seen(path: Path, status: os.stat_result) -> _Seen:
 
 
 def _map(path: Path, origin: Origin, seen: _Seen | None = None) -> _Mapped | None:
-    """Map a copy that is this user's, and ``seen`` or of the right digest; ``None`` if there is none."""
+    """Map a copy that is this user's, and ``seen`` or what it should be; ``None`` if there is none."""
     try:
         with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW), "rb") as copy:
             status = os.fstat(copy.fileno())
-            if not _is_private(status, stat.S_IFREG) or status.st_size != origin.bytes:
+            if not _is_private(status, stat.S_IFREG) or status.st_size != origin.size:
                 return None
             # The lock of who uses it; the map keeps the open file, and so the lock, until it ends.
             fcntl.flock(copy, fcntl.LOCK_SH)
-            data = mmap(copy.fileno(), origin.bytes, MAP_SHARED, PROT_READ)
+            data = mmap(copy.fileno(), origin.size, MAP_SHARED, PROT_READ)
     except OSError:
         return None
     found = _seen(path, status)
-    if found != seen and xxhash.xxh3_128_hexdigest(data) != origin.digest:
+    if found != seen and not origin.matches(data):
         return None
     return _Mapped(data, found)
 
@@ -196,17 +194,17 @@ def _map(path: Path, origin: Origin, seen: _Seen | None = None) -> _Mapped | Non
 def _make(path: Path, origin: Origin, check: Callable[[Bytes], None]) -> _Mapped | None:
     """Make and map a copy, in place of those that nobody uses; ``None`` if it does not fit."""
     _remove_unused(path.parent)
-    if shutil.disk_usage(path.parent).free < origin.bytes:
+    if shutil.disk_usage(path.parent).free < origin.size:
         return None
     temporary = path.with_name(f"{path.name}.tmp")
     descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         with open(descriptor, "wb") as copy:
             fcntl.flock(copy, fcntl.LOCK_SH)
-            for block in read_verified(origin):
-                copy.write(block)
+            for piece in origin.pieces():
+                copy.write(piece)
             copy.flush()
-            data = mmap(descriptor, origin.bytes, MAP_SHARED, PROT_READ)
+            data = mmap(descriptor, origin.size, MAP_SHARED, PROT_READ)
             seen = _seen(path, os.fstat(descriptor))
         check(data)
         os.rename(temporary, path)
@@ -227,29 +225,3 @@ def _remove_unused(folder: Path) -> None:
             continue
         finally:
             os.close(descriptor)
-
-
-def read_verified(origin: Origin) -> Iterator[bytes]:
-    """The file in blocks; only the end of them tells that they are what they should be.
-
-    Raises:
-        DataError: they are not, or there is no file.
-        StorageError: the file system fails.
-    """
-    digest = xxhash.xxh3_128()
-    try:
-        with open(origin.path, "rb", buffering=0) as stream:
-            size = os.fstat(stream.fileno()).st_size
-            if size != origin.bytes:
-                raise DataError(
-                    f"{origin.path} has {size} bytes and should have {origin.bytes}; copy it again."
-                )
-            while block := stream.read(_BLOCK_BYTES):
-                digest.update(block)
-                yield block
-    except FileNotFoundError:
-        raise DataError(f"{origin.path} is missing; copy it again or pack the dataset again.") from None
-    except OSError as error:
-        raise StorageError(f"cannot read {origin.path}: {error.strerror or error}.") from None
-    if digest.hexdigest() != origin.digest:
-        raise DataError(f"{origin.path} is damaged; copy it again or pack the dataset again.")

@@ -1,4 +1,4 @@
-"""A large file is on a node once, whoever opens it, dies, or gets at the copy."""
+"""Many bytes are on a node once, whoever opens them, dies, or gets at the copy."""
 
 import fcntl
 import os
@@ -13,10 +13,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from xxhash import xxh3_128_hexdigest
+from file_origin import FileOrigin
 
-from hvdyolo.data import node_file
-from hvdyolo.data.node_file import NodeFile, Origin
+from hvdyolo.data import node_memory
+from hvdyolo.data.node_memory import NodeMemory
 from hvdyolo.utils.errors import DataError, StorageError
 
 CONTENT = bytes(range(256)) * 1000
@@ -24,10 +24,10 @@ OTHERS = 12345  # nobody's user number
 
 
 @pytest.fixture
-def origin(tmp_path: Path) -> Origin:
+def origin(tmp_path: Path) -> FileOrigin:
     path = tmp_path / "train.index"
     path.write_bytes(CONTENT)
-    return Origin(path, len(CONTENT), xxh3_128_hexdigest(CONTENT))
+    return FileOrigin.of(path)
 
 
 @pytest.fixture
@@ -35,8 +35,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where copies are made of whatever size."""
     place = tmp_path / "node"
     place.mkdir()
-    monkeypatch.setattr(node_file, "_SHARED_FROM", 1)
-    monkeypatch.setattr(node_file, "_places", lambda: (place, tmp_path / "second"))
+    monkeypatch.setattr(node_memory, "_SHARED_FROM", 1)
+    monkeypatch.setattr(node_memory, "_places", lambda: (place, tmp_path / "second"))
     return place
 
 
@@ -56,19 +56,21 @@ def copies(place: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder(place).iterdir()}
 
 
-def test_a_small_file_is_in_memory_and_leaves_nothing(
-    origin: Origin, place: Path, monkeypatch: pytest.MonkeyPatch
+def test_few_bytes_are_in_the_process_and_leave_nothing(
+    origin: FileOrigin, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(node_file, "_SHARED_FROM", len(CONTENT) + 1)
-    opened = NodeFile(origin, "name", anything)
+    monkeypatch.setattr(node_memory, "_SHARED_FROM", len(CONTENT) + 1)
+    opened = NodeMemory(origin, "name", anything)
     assert (opened.data, opened.copy) == (CONTENT, None)
     assert not folder(place).exists()
     origin.path.unlink()
     assert pickle.loads(pickle.dumps(opened)).data == CONTENT
 
 
-def test_a_large_file_is_mapped_read_only_from_a_copy_of_the_user_alone(origin: Origin, place: Path) -> None:
-    opened = NodeFile(origin, "name", anything)
+def test_many_bytes_are_mapped_read_only_from_a_copy_of_the_user_alone(
+    origin: FileOrigin, place: Path
+) -> None:
+    opened = NodeMemory(origin, "name", anything)
     assert isinstance(opened.data, mmap)
     assert opened.data[:] == CONTENT
     with pytest.raises(TypeError):
@@ -78,20 +80,22 @@ def test_a_large_file_is_mapped_read_only_from_a_copy_of_the_user_alone(origin: 
     assert (folder(place).stat().st_mode & 0o777, opened.copy.stat().st_mode & 0o777) == (0o700, 0o600)
 
 
-def test_the_next_one_finds_the_copy_and_needs_no_file(origin: Origin, place: Path) -> None:
-    first = NodeFile(origin, "name", anything)
+def test_the_next_one_finds_the_copy_and_needs_no_file(origin: FileOrigin, place: Path) -> None:
+    first = NodeMemory(origin, "name", anything)
     origin.path.unlink()
-    assert NodeFile(origin, "name", never).data[:] == CONTENT
+    assert NodeMemory(origin, "name", never).data[:] == CONTENT
     del first
-    assert NodeFile(origin, "name", never).data[:] == CONTENT
+    assert NodeMemory(origin, "name", never).data[:] == CONTENT
 
 
 CHILD = """
 import sys
 from pathlib import Path
-from hvdyolo.data import node_file
-node_file._SHARED_FROM = 1
-node_file._places = lambda: (Path(sys.argv[2]),)
+sys.path.insert(0, sys.argv[6])
+from file_origin import FileOrigin
+from hvdyolo.data import node_memory
+node_memory._SHARED_FROM = 1
+node_memory._places = lambda: (Path(sys.argv[2]),)
 path, size, digest, what = Path(sys.argv[1]), int(sys.argv[3]), sys.argv[4], sys.argv[5]
 opened = []
 sys.addaudithook(lambda event, args: opened.append(str(args[0])) if event == "open" else None)
@@ -101,7 +105,7 @@ def check(data):
         sys.stdin.readline()
 print("ready", flush=True)
 sys.stdin.readline()
-found = node_file.NodeFile(node_file.Origin(path, size, digest), "name", check)
+found = node_memory.NodeMemory(FileOrigin(path, size, digest), "name", check)
 print("reads", opened.count(str(path)), found.copy, found.data[:] == bytes(range(256)) * 1000, flush=True)
 sys.stdin.readline()
 """
@@ -110,12 +114,12 @@ Child = Callable[..., "subprocess.Popen[str]"]
 
 
 @pytest.fixture
-def child(origin: Origin, place: Path) -> Iterator[Child]:
+def child(origin: FileOrigin, place: Path) -> Iterator[Child]:
     """Start a process that is ready to open the file when it is given a line."""
     started: list[subprocess.Popen[str]] = []
 
     def start(what: str = "") -> "subprocess.Popen[str]":
-        words = [origin.path, place, origin.bytes, origin.digest, what]
+        words = [origin.path, place, origin.size, origin.digest, what, Path(__file__).parent]
         process = subprocess.Popen(
             [sys.executable, "-c", CHILD, *map(str, words)],
             stdin=subprocess.PIPE,
@@ -218,14 +222,14 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files
     [cut, flip, lengthen, share, let_write, replace_by_another, pytest.param(give_away, marks=needs_root)],
 )
 def test_a_copy_that_is_not_the_file_is_made_anew(
-    origin: Origin, place: Path, damage: Callable[[Path], None]
+    origin: FileOrigin, place: Path, damage: Callable[[Path], None]
 ) -> None:
-    first = NodeFile(origin, "name", anything)
+    first = NodeMemory(origin, "name", anything)
     assert first.copy is not None
     pickled = pickle.dumps(first)
     del first
     damage(folder(place) / "name")
-    for again in (NodeFile(origin, "name", anything), pickle.loads(pickled)):
+    for again in (NodeMemory(origin, "name", anything), pickle.loads(pickled)):
         assert again.data[:] == CONTENT
         assert again.copy is not None
         status = again.copy.stat()
@@ -235,9 +239,9 @@ def test_a_copy_that_is_not_the_file_is_made_anew(
 
 @pytest.mark.parametrize("damage", [flip, replace_by_another])
 def test_a_worker_compares_what_its_rank_has_not_seen(
-    origin: Origin, place: Path, damage: Callable[[Path], None]
+    origin: FileOrigin, place: Path, damage: Callable[[Path], None]
 ) -> None:
-    rank = NodeFile(origin, "name", anything)
+    rank = NodeMemory(origin, "name", anything)
     pickled = pickle.dumps(rank)
     del rank
     os.utime(folder(place) / "name", ns=(0, 0))
@@ -249,24 +253,24 @@ def test_a_worker_compares_what_its_rank_has_not_seen(
 
 
 def test_a_worker_maps_the_copy_of_its_rank_without_reading_it(
-    origin: Origin, place: Path, monkeypatch: pytest.MonkeyPatch
+    origin: FileOrigin, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rank = NodeFile(origin, "name", anything)
+    rank = NodeMemory(origin, "name", anything)
     pickled = pickle.dumps(rank)
     assert len(pickled) < 1000
     origin.path.unlink()
 
-    def compare(_: object) -> str:
+    def compare(*_: object) -> bool:
         raise AssertionError("the copy is compared again")
 
-    monkeypatch.setattr(node_file.xxhash, "xxh3_128_hexdigest", compare)
+    monkeypatch.setattr(FileOrigin, "matches", compare)
     worker = pickle.loads(pickled)
     assert worker.copy == rank.copy
     assert worker.data[:] == CONTENT
 
 
-def test_a_worker_whose_copy_was_removed_makes_it_anew(origin: Origin, place: Path) -> None:
-    rank = NodeFile(origin, "name", anything)
+def test_a_worker_whose_copy_was_removed_makes_it_anew(origin: FileOrigin, place: Path) -> None:
+    rank = NodeMemory(origin, "name", anything)
     pickled = pickle.dumps(rank)
     shutil.rmtree(folder(place))
     assert rank.data[:] == CONTENT  # it has it still
@@ -276,7 +280,7 @@ def test_a_worker_whose_copy_was_removed_makes_it_anew(origin: Origin, place: Pa
 
 @pytest.mark.parametrize("whose", ["open to others", pytest.param("another's", marks=needs_root), "a link"])
 def test_a_folder_that_others_can_write_to_is_not_used(
-    origin: Origin, place: Path, tmp_path: Path, whose: str
+    origin: FileOrigin, place: Path, tmp_path: Path, whose: str
 ) -> None:
     mine = folder(place)
     if whose == "a link":
@@ -287,25 +291,25 @@ def test_a_folder_that_others_can_write_to_is_not_used(
         (mine / "name").write_bytes(CONTENT)
         mine.chmod(0o770) if whose == "open to others" else os.chown(mine, OTHERS, -1)
     (tmp_path / "second").mkdir()
-    opened = NodeFile(origin, "name", anything)
+    opened = NodeMemory(origin, "name", anything)
     assert opened.data[:] == CONTENT
     assert opened.copy == folder(tmp_path / "second") / "name"
     assert not (tmp_path / "elsewhere").exists() or not list((tmp_path / "elsewhere").iterdir())
 
 
 def test_where_no_place_takes_it_the_bytes_are_in_the_process(
-    origin: Origin, place: Path, monkeypatch: pytest.MonkeyPatch
+    origin: FileOrigin, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=len(CONTENT) - 1))
     checked: list[object] = []
-    opened = NodeFile(origin, "name", checked.append)
+    opened = NodeMemory(origin, "name", checked.append)
     assert (opened.data, opened.copy, checked) == (CONTENT, None, [CONTENT])
     assert copies(place) == {}
     assert pickle.loads(pickle.dumps(opened)).data == CONTENT
 
 
 def test_a_place_that_fills_up_meanwhile_is_left_as_it_was(
-    origin: Origin, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    origin: FileOrigin, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "second").mkdir()
     rename = os.rename
@@ -316,7 +320,7 @@ def test_a_place_that_fills_up_meanwhile_is_left_as_it_was(
         rename(source, target)
 
     monkeypatch.setattr(os, "rename", full)
-    assert NodeFile(origin, "name", anything).copy == folder(tmp_path / "second") / "name"
+    assert NodeMemory(origin, "name", anything).copy == folder(tmp_path / "second") / "name"
     assert copies(place) == {}
 
 
@@ -331,62 +335,62 @@ def test_a_place_that_fills_up_meanwhile_is_left_as_it_was(
 )
 @pytest.mark.parametrize("shared_from", [1, 1 << 30])
 def test_a_damaged_file_is_refused_and_leaves_no_copy(
-    origin: Origin,
+    origin: FileOrigin,
     place: Path,
     monkeypatch: pytest.MonkeyPatch,
     shared_from: int,
     damage: Callable[[Path], None],
     says: str,
 ) -> None:
-    monkeypatch.setattr(node_file, "_SHARED_FROM", shared_from)
+    monkeypatch.setattr(node_memory, "_SHARED_FROM", shared_from)
     damage(origin.path)
     with pytest.raises(DataError, match=rf"train\.index {says}"):
-        NodeFile(origin, "name", never)
+        NodeMemory(origin, "name", never)
     assert not folder(place).exists() or copies(place) == {}
 
 
-def test_a_file_that_cannot_be_read_is_exit_74(origin: Origin, place: Path) -> None:
+def test_a_file_that_cannot_be_read_is_exit_74(origin: FileOrigin, place: Path) -> None:
     origin.path.unlink()
     origin.path.mkdir()
     with pytest.raises(StorageError, match=r"cannot read .*train\.index"):
-        NodeFile(origin, "name", never)
+        NodeMemory(origin, "name", never)
     assert copies(place) == {}
 
 
-def test_what_will_not_do_is_not_kept(origin: Origin, place: Path) -> None:
+def test_what_will_not_do_is_not_kept(origin: FileOrigin, place: Path) -> None:
     def refuse(_: object) -> None:
         raise DataError("nonsense")
 
     for _ in range(2):
         with pytest.raises(DataError, match="nonsense"):
-            NodeFile(origin, "name", refuse)
+            NodeMemory(origin, "name", refuse)
         assert copies(place) == {}
 
 
 def test_copies_stay_until_another_is_made_and_nobody_uses_them(
-    origin: Origin, place: Path, child: Child
+    origin: FileOrigin, place: Path, child: Child
 ) -> None:
     """The child uses ``name``, which it found; what a killed maker left is in the way of nobody."""
-    NodeFile(origin, "name", anything)
+    NodeMemory(origin, "name", anything)
     process = child()
     go_on(process)
     assert process.stdout is not None
     while not process.stdout.readline().startswith("reads"):
         pass
-    NodeFile(origin, "unused", anything)
+    NodeMemory(origin, "unused", anything)
     (folder(place) / "killed.tmp").write_bytes(b"half")
-    used = NodeFile(origin, "used", anything)
+    used = NodeMemory(origin, "used", anything)
     assert set(copies(place)) == {"name", "used"}
     process.communicate("\n", timeout=60)
-    last = NodeFile(origin, "last", anything)
+    last = NodeMemory(origin, "last", anything)
     assert set(copies(place)) == {"used", "last"}
     assert (used.data[:], last.data[:]) == (CONTENT, CONTENT)
 
 
-def test_a_copy_in_making_is_nobodys_to_remove(origin: Origin, place: Path) -> None:
+def test_a_copy_in_making_is_nobodys_to_remove(origin: FileOrigin, place: Path) -> None:
     def try_to_remove(_: object) -> None:
         (temporary,) = folder(place).iterdir()
         with open(temporary, "rb") as other, pytest.raises(BlockingIOError):
             fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
-    NodeFile(origin, "name", try_to_remove)
+    NodeMemory(origin, "name", try_to_remove)
