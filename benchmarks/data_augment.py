@@ -34,9 +34,9 @@ from hvdyolo.ops.pixels import prepare_images
 
 DRAWN, COPIES = 128, 16
 IMAGES = DRAWN * COPIES
-TIMES = 6  # over; a worker tells samples apart by their number alone
+TIMES = 12  # over; a worker tells samples apart by their number alone
 BATCH = 16
-ROUNDS = 9
+ROUNDS = 19
 BATCHES_A_ROUND = 4
 WARM_UP = RECENT // BATCHES_A_ROUND  # rounds, after which what is mixed in has had its turn in them
 SIZE = 640

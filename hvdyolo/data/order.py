@@ -18,6 +18,9 @@ from hvdyolo.utils.errors import UsageError
 RECENT = 8
 """Earlier batches whose samples a slot may mix in, where these are to be recent ones."""
 
+# A call for 4 samples takes as long as one for 500.
+_PERMUTED_AT_ONCE = 512
+
 
 @dataclass(frozen=True)
 class EpochOrder:
@@ -117,11 +120,14 @@ class BatchPlan:
         return self._exact_entries(epoch, batch, slots)
 
     def _exact_entries(self, epoch: int, batch: int, slots: range) -> list[SlotEntry]:
-        positions = batch * self.batch + np.arange(slots.start, slots.stop, dtype=np.int64)
-        samples = EpochOrder(self.samples, self.seed).sample(epoch, positions % self.samples)
+        run = max(1, _PERMUTED_AT_ONCE // max(1, len(slots)))
+        samples = _exact_samples(self, epoch, range(batch // run * run, (batch // run + 1) * run), slots)
+        first = batch * self.batch
         return [
             SlotEntry(sample, int(position < self.samples), epoch, position, range(self.samples))
-            for sample, position in zip(samples.tolist(), positions.tolist(), strict=True)
+            for sample, position in zip(
+                samples[batch % run], range(first + slots.start, first + slots.stop), strict=True
+            )
         ]
 
     def _block_entries(self, epoch: int, batch: int, slots: range) -> list[SlotEntry]:
@@ -130,6 +136,17 @@ class BatchPlan:
             SlotEntry(turn.sample, int(turn.counts), epoch, batch * self.batch + slot, turn.window)
             for turn, slot in zip(turns, slots, strict=True)
         ]
+
+
+@lru_cache(maxsize=4)
+def _exact_samples(plan: BatchPlan, epoch: int, batches: range, slots: range) -> list[list[int]]:
+    """The samples of some slots of consecutive batches in the order ``exact``."""
+    first = np.arange(batches.start, batches.stop, dtype=np.int64)[:, None] * plan.batch
+    positions = first + np.arange(slots.start, slots.stop, dtype=np.int64)
+    samples: list[list[int]] = (
+        EpochOrder(plan.samples, plan.seed).sample(epoch, positions % plan.samples).tolist()
+    )
+    return samples
 
 
 @lru_cache(maxsize=2 * RECENT)  # the next batch asks for all of these but one again

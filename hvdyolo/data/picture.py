@@ -70,7 +70,7 @@ def paint(
             image, labels = paste_mirrored(image, labels, source.outlines(index), parameters.pastes, place)
         renderer.draw(canvas, image, tile)
         shown.append(_Shown(tile, image_size, labels))
-    renderer.finish(canvas, view, output)
+    renderer.finish(canvas, [one.tile for one in shown], view, output)
     objects = _objects_in_view(shown)
     boxes, worth = output_boxes(objects.boxes_xyxy, view, size)
     return Objects(objects.classes, boxes).kept(worth)

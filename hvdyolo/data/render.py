@@ -1,6 +1,6 @@
 """How the pixels of an augmented sample are made from those of its source images."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hvdyolo.data.opencv import require_opencv, resize_bilinear, warp_bilinear
-from hvdyolo.data.placement import Homography, Matrix, Tile, View
+from hvdyolo.data.placement import Homography, Matrix, Tile, View, uncovered
 from hvdyolo.data.resizing import resize_triangle
 from hvdyolo.ops.letterbox import FILL
 
@@ -35,10 +35,8 @@ class Renderer:
     warp: Warp
 
     def canvas(self, view: View, output: Pixels) -> Pixels:
-        """Grey pixels of the view: ``output`` itself where it is the view."""
-        pixels = output if view.to_output is None else np.empty((view.height, view.width, 3), dtype=np.uint8)
-        pixels.fill(FILL)
-        return pixels
+        """Pixels of the view, whatever they are: ``output`` itself where it is the view."""
+        return output if view.to_output is None else np.empty((view.height, view.width, 3), dtype=np.uint8)
 
     def draw(self, canvas: Pixels, image: Pixels, tile: Tile) -> None:
         """Resample the visible part of ``image`` into its place."""
@@ -48,8 +46,10 @@ class Renderer:
             canvas[down.start : down.stop, across.start : across.stop],
         )
 
-    def finish(self, canvas: Pixels, view: View, output: Pixels) -> None:
-        """From the view to the output."""
+    def finish(self, canvas: Pixels, tiles: Sequence[Tile], view: View, output: Pixels) -> None:
+        """Grey where none of ``tiles``, which were drawn, is; then from the view to the output."""
+        for rows, columns in uncovered(tiles, view.height, view.width):
+            canvas[rows, columns] = FILL
         if view.to_output is not None:
             self.warp(canvas, view.to_output, output)
 

@@ -126,7 +126,7 @@ class _TrainImages:
 
     def labels(self, index: int) -> Labels:
         labels, are_objects = self.split.labels(index), self._are_objects(index)
-        return labels if are_objects.all() else labels[are_objects]
+        return labels if np.count_nonzero(are_objects) == len(labels) else labels[are_objects]
 
     def outlines(self, index: int) -> Outlines:
         are_objects = self._are_objects(index)

@@ -14,6 +14,7 @@ from hvdyolo.data.placement import (
     project,
     project_boxes,
     shift,
+    uncovered,
     worth_learning,
 )
 
@@ -215,14 +216,19 @@ def test_what_is_behind_the_horizon_has_no_size() -> None:
 @example(
     [(10, 10), (10, 10), (10, 15), *[(10, 10)] * 6], 9, (1.0, 1.109375), 0.7
 )  # an edge on a pixel's centre
-def test_tiles_do_not_overlap(
+def test_tiles_and_what_they_leave_uncovered_do_not_overlap(
     sizes: list[tuple[int, int]], count: int, meeting: tuple[float, float], zoom: float
 ) -> None:
     view = View.zoomed(Homography(zoom=zoom), 2 * SIZE, SIZE)
-    covered = np.zeros((SIZE, SIZE), dtype=int)
-    for tile in lay_out(sizes[:count], meeting, SIZE, view):
-        covered[tile.down.start : tile.down.stop, tile.across.start : tile.across.stop] += 1
-    assert covered.max() <= 1
+    tiles = [tile for tile in lay_out(sizes[:count], meeting, SIZE, view) if tile.visible]
+    for shown in (tiles, tiles[1:], tiles[::2]):  # images that are damaged do not show
+        times = np.zeros((SIZE, SIZE), dtype=int)
+        for tile in shown:
+            times[tile.down.start : tile.down.stop, tile.across.start : tile.across.stop] += 1
+        assert times.max(initial=0) <= 1
+        for rows, columns in uncovered(shown, SIZE, SIZE):
+            times[rows, columns] += 1
+        assert (times == 1).all()
 
 
 @given(st.sampled_from([4, 9]), st.tuples(st.floats(0.5, 1.499), st.floats(0.5, 1.499)), st.floats(1, 2))
