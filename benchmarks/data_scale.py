@@ -1,14 +1,14 @@
 """Starting on ten million samples: what the ranks of a node and their loader workers take for the index.
 
-Simulated: one shard of 256 MiB with seven boxes a sample is written, its images being zeros, and hard links
-give it all the names that ten million samples need. Then the ranks of a node open the split: the first
-alone, which reads the shards and makes the copy that the node shares; a second one, which finds it (the
-median of three each); then, with the copy removed, several at once. All files come from the cache, so the
-figures are those of processor and memory; a cold file system adds its own to what the first rank of a node
-takes. 4,096 ranks are 512 such nodes, which share nothing but the file system.
+Simulated: one shard of 256 MiB with seven boxes a sample is written, its images being zeros, and as many
+files as ten million samples need get what it holds besides images, and a hole for those. Then the ranks of a
+node open the split: the first alone, which reads the shards and makes the copy that the node shares; a second
+one, which finds it (the median of three each); then, with the copy removed, several at once. All files come
+from the cache, so the figures are those of processor and memory; a cold file system adds its own to what the
+first rank of a node takes. 4,096 ranks are 512 such nodes, which share nothing but the file system.
 
 A worker is a process of its own that gets the split pickled and touches every page of the index. What it
-grows by is its private memory and its page tables, while its rank has the same copy mapped. Needs 5 GB of
+grows by is its private memory and its page tables, while its rank has the same copy mapped. Needs 8 GB of
 memory.
 
     python benchmarks/data_scale.py --work /tmp/scale
@@ -150,9 +150,15 @@ def simulate(root: Path, shards: int) -> None:
     content = ContentDigest(NAMES)
     content.add("train", shard)
     records = [replace(template, file=shard_name("train", number, shards)) for number in range(shards)]
+    raw = (root / template.file).read_bytes()
+    images_end = template.data_offset + template.data_bytes
     for record in records:
-        os.link(root / template.file, root / record.file)
+        with open(root / record.file, "wb") as file:
+            file.write(raw[: template.data_offset].rstrip(b"\0"))
+            file.seek(images_end)
+            file.write(raw[images_end:])
     (root / template.file).unlink()
+    os.sync()  # or the first ranks share the disk with what was just written
     write_manifest(build_manifest(content.dataset_id(), NAMES, {"train": records}, {}), root)
 
 

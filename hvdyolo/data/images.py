@@ -148,7 +148,7 @@ def decode(encoded: bytes | memoryview, max_pixels: int, *, coarse: bool = False
     it decodes into the array that is handed out.
 
     Args:
-        coarse: these in less time and less exactly, 1 to 4 of 255 off and more at the edges of colours.
+        coarse: these in less time, 1.2 of 255 off on average and more at the edges of colours.
 
     Raises:
         DataError, ImageTooLargeError: as :func:`open_image` and :meth:`OpenedImage.load`.

@@ -130,12 +130,16 @@ def _manifest(content: Mapping[str, Any]) -> Manifest:
     """Raises what is caught above if anything is not as it is written here."""
     splits = {}
     for name, split in content["splits"].items():
+        # Part of file names and messages.
+        if "/" in name or not name.isprintable():
+            raise ValueError(name)
         records = tuple(map(ShardRecord.from_json, split["shards"]))
         for number, record in enumerate(records):
             # A name, not a path to elsewhere.
-            if record.file != shard_name(name, number, len(records)) or "/" in name:
+            if record.file != shard_name(name, number, len(records)):
                 raise ValueError(record.file)
-            _check_places(record)
+            _check_shard(record)
+        _check_counts(name, split["samples"])
         if split["samples"] != sum(record.samples for record in records):
             raise ValueError(name)
         splits[name] = SplitInfo(
@@ -146,16 +150,22 @@ def _manifest(content: Mapping[str, Any]) -> Manifest:
     names = tuple(content["names"])
     if not all(isinstance(name, str) for name in names):
         raise TypeError("names")
-    return Manifest(str(content["dataset_id"]), names, splits, dict(content["settings"]))
+    _check_digest(content["dataset_id"])
+    return Manifest(content["dataset_id"], names, splits, dict(content["settings"]))
 
 
-def _check_places(record: ShardRecord) -> None:
-    """All that is read of a shard lies in it."""
+def _check_shard(record: ShardRecord) -> None:
+    """Numbers and digests are such, and all that is read of a shard lies in it.
+
+    Raises:
+        ValueError, TypeError: they are not, or it does not.
+    """
     columns = record.columns
     places = {name: getattr(columns, name) for name in COLUMNS}
     _check_counts(record.file, record.samples, record.boxes, record.bytes, record.data_offset)
     _check_counts(record.file, record.data_bytes, columns.name_bytes, *places.values())
-    _check_digest(columns.digest)
+    for digest in (record.digest, columns.digest):
+        _check_digest(digest)
     ends = [places[name] + size for name, size in record.column_sizes().items()]
     if max(record.data_offset + record.data_bytes, *ends) > record.bytes:
         raise ValueError(record.file)

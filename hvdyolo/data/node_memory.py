@@ -18,6 +18,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from mmap import MAP_SHARED, PROT_READ, mmap
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,6 +26,9 @@ from typing import Any, Protocol
 _SHARED_FROM = 16 << 20  # bytes; what is smaller may be in every process, and leaves nothing behind
 
 Bytes = bytes | mmap
+"""In the process itself, or mapped."""
+Write = Callable[[memoryview, int], None]
+"""Takes a piece and its place; may be called by several threads at once."""
 
 
 class Origin(Protocol):
@@ -36,8 +40,8 @@ class Origin(Protocol):
 
     size: int
 
-    def pieces(self) -> Iterator[bytes]:
-        """All bytes, verified when the last has come."""
+    def copy(self, write: Write) -> None:
+        """Hand all bytes to ``write``, and see that they are what they should be."""
         ...
 
     def matches(self, data: Bytes) -> bool:
@@ -57,18 +61,17 @@ class NodeMemory:
 
     data: Bytes
 
-    def __init__(self, origin: Origin, name: str, check: Callable[[Bytes], None]) -> None:
+    def __init__(self, origin: Origin, name: str) -> None:
         """Args:
-            name: of copies; tells the bytes, and what they are checked for, from all others.
-            check: raises if the content will not do; where there is a copy, only its maker checks.
+            name: of copies; tells the bytes, and what ``origin`` checks them for, from all others.
 
         Raises:
-            HvdyoloError: of ``origin`` or ``check``.
+            HvdyoloError: of ``origin``.
         """
         self._origin = origin
         self._name = name
         self._seen: _Seen | None = None
-        self._open(check)
+        self._open()
 
     @property
     def copy(self) -> Path | None:
@@ -81,19 +84,24 @@ class NodeMemory:
         self.__dict__.update(state)
         if self._seen is not None:
             again = _map(self._seen.path, self._origin, self._seen)
-            if again is None:  # removed meanwhile; what it holds was checked
-                self._open(lambda _: None)
+            if again is None:  # removed meanwhile
+                self._open()
             else:
                 self.data = again.data
 
-    def _open(self, check: Callable[[Bytes], None]) -> None:
+    def _open(self) -> None:
         for place in _places() if self._origin.size >= _SHARED_FROM else ():
-            mapped = _map_in(place, self._origin, self._name, check)
+            mapped = _map_in(place, self._origin, self._name)
             if mapped is not None:
                 self.data, self._seen = mapped.data, mapped.seen
                 return
-        self.data, self._seen = b"".join(self._origin.pieces()), None
-        check(self.data)
+        buffer = bytearray(self._origin.size)
+
+        def write(piece: memoryview, place: int) -> None:
+            buffer[place : place + len(piece)] = piece
+
+        self._origin.copy(write)
+        self.data, self._seen = bytes(buffer), None
 
 
 @dataclass(frozen=True)
@@ -117,7 +125,7 @@ def _places() -> Sequence[Path]:
     return Path("/dev/shm"), Path(tempfile.gettempdir())
 
 
-def _map_in(place: Path, origin: Origin, name: str, check: Callable[[Bytes], None]) -> _Mapped | None:
+def _map_in(place: Path, origin: Origin, name: str) -> _Mapped | None:
     """Map the copy in ``place``, and make it if need be; ``None``: ``place`` takes none."""
     try:
         path = _private_folder(place) / name
@@ -128,7 +136,7 @@ def _map_in(place: Path, origin: Origin, name: str, check: Callable[[Bytes], Non
         with _locked(path.parent):
             # Others may have waited for the same; whoever was first has put another file there.
             if _look(path) == before:
-                return _make(path, origin, check)
+                return _make(path, origin)
         return _map(path, origin)
     except OSError:
         return None  # it is full, cannot be written to, has no locks, or is somebody else's
@@ -191,7 +199,7 @@ def _map(path: Path, origin: Origin, seen: _Seen | None = None) -> _Mapped | Non
     return _Mapped(data, found)
 
 
-def _make(path: Path, origin: Origin, check: Callable[[Bytes], None]) -> _Mapped | None:
+def _make(path: Path, origin: Origin) -> _Mapped | None:
     """Make and map a copy, in place of those that nobody uses; ``None`` if it does not fit."""
     _remove_unused(path.parent)
     if shutil.disk_usage(path.parent).free < origin.size:
@@ -201,17 +209,24 @@ def _make(path: Path, origin: Origin, check: Callable[[Bytes], None]) -> _Mapped
     try:
         with open(descriptor, "wb") as copy:
             fcntl.flock(copy, fcntl.LOCK_SH)
-            for piece in origin.pieces():
-                copy.write(piece)
-            copy.flush()
+            os.truncate(descriptor, origin.size)
+            # By writing: mapped memory would be cleared first, found page by page, and kill the process
+            # (SIGBUS) where there is no room.
+            origin.copy(partial(_write, descriptor))
             data = mmap(descriptor, origin.size, MAP_SHARED, PROT_READ)
             seen = _seen(path, os.fstat(descriptor))
-        check(data)
         os.rename(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     return _Mapped(data, seen)
+
+
+def _write(descriptor: int, piece: memoryview, place: int) -> None:
+    while piece:
+        written = os.pwrite(descriptor, piece, place)
+        piece = piece[written:]
+        place += written
 
 
 def _remove_unused(folder: Path) -> None:

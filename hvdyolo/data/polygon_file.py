@@ -16,7 +16,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from hvdyolo.data.outlines import LEAST_ENTRY, MOST_ENTRY, Outlines, decode_outlines, polygon_count
-from hvdyolo.data.verified_file import VerifiedFile, read_verified
+from hvdyolo.data.verified_file import read_verified
 from hvdyolo.utils.errors import DataError, StorageError
 from hvdyolo.utils.files import storage_errors, sync_directory
 
@@ -61,7 +61,7 @@ def join_polygons(path: Path, scratch: Path, parts: Sequence[PolygonsRecord]) ->
     """
 
     def read(part: PolygonsRecord) -> bytes:
-        return b"".join(read_verified(VerifiedFile(scratch / part.file, part.bytes, part.digest)))
+        return b"".join(read_verified(scratch / part.file, part.bytes, part.digest))
 
     lengths = [np.diff(_pointers(read(part))) for part in parts]
     head = _head(np.concatenate([np.zeros(0, dtype=np.uint64), *lengths]))
@@ -77,8 +77,8 @@ def copy_polygons(root: Path, record: PolygonsRecord, out: Path, scratch: Path) 
         DataError: it is missing or damaged.
         StorageError: the file system fails.
     """
-    origin = VerifiedFile(root / record.file, record.bytes, record.digest)
-    _write(out / record.file, scratch, read_verified(origin), record.polygons)
+    blocks = read_verified(root / record.file, record.bytes, record.digest)
+    _write(out / record.file, scratch, blocks, record.polygons)
 
 
 def _write(path: Path, scratch: Path, blocks: Iterable[bytes], polygons: int) -> PolygonsRecord:

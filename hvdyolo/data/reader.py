@@ -91,7 +91,8 @@ class PackedSplit:
 
         Raises:
             UsageError: there is no such dataset or split, or it has no outlines.
-            DataError: the index or a shard is missing or damaged, or the split is empty.
+            DataError: a shard is missing or damaged outside its images, or the split is empty.
+            StorageError: the file system fails.
             MismatchError: the dataset is of another version of the format.
         """
         manifest = read_manifest(root)
@@ -104,8 +105,8 @@ class PackedSplit:
         self.dataset_id = manifest.dataset_id
         self.verifies = verify
         self._shards = shards or root
-        index = SplitIndex(self._shards, info.shards)
-        self._index = _in_memory(index, info, len(self.names))
+        index = SplitIndex(self._shards, info.shards, len(self.names))
+        self._index = NodeMemory(index, _name_of_copies(info, len(self.names)))
         self._blocks = index.blocks
         self._firsts = [block.first for block in self._blocks]
         self._samples = info.samples
@@ -260,7 +261,7 @@ class PackedSplit:
             first = max(samples.start - block.first, 0)
             last = min(samples.stop - block.first, block.shard.samples)
             if first < last:
-                columns = columns_of(self._index.data, block)
+                columns = columns_of(self._index.data, block.shard, block.label_ptr)
                 pointers, rows = columns["label_ptr"][first : last + 1], columns["index"][first:last]
                 boxes = slice(int(pointers[0]), int(pointers[-1]))
                 yield SampleColumns(
@@ -325,7 +326,6 @@ class _ReusedMemory:
         return wanted if got == length else wanted[:got]
 
 
-def _in_memory(index: SplitIndex, info: SplitInfo, classes: int) -> NodeMemory:
-    # All that is checked, so that equal names are of what was checked for the same.
-    name = xxh3_128_hexdigest(repr((info, classes)).encode())
-    return NodeMemory(index, name, lambda data: index.check(data, classes))
+def _name_of_copies(info: SplitInfo, classes: int) -> str:
+    """Of all that is checked, so that equal names are of what was checked for the same."""
+    return xxh3_128_hexdigest(repr((info, classes)).encode())

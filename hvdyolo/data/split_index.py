@@ -5,12 +5,10 @@ where they lie in its file, so a plain read finds them, and what their digest is
 """
 
 import os
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
-from mmap import mmap
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +17,14 @@ from numpy.typing import NDArray
 from xxhash import xxh3_128_hexdigest
 
 from hvdyolo.data.format import COLUMNS, DATASETS
+from hvdyolo.data.node_memory import Bytes, Write
 from hvdyolo.data.shard import Shard, check_columns
 from hvdyolo.data.writer import ShardRecord
 from hvdyolo.utils.errors import DataError, StorageError
 
-Index = bytes | mmap
-"""The bytes of an index."""
-
 _ALIGNMENT = 8  # of blocks, so that numbers can be read where they lie
 # Shards that are read at once: a parallel file system takes a millisecond to open one.
-_READERS = 8
+_READERS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +33,8 @@ class Block:
 
     Attributes:
         first: number, in the split, of the shard's first sample.
-        label_ptr, name_ptr, labels, rows, label_flags, names: where in the index a column begins, bytes.
+        label_ptr, name_ptr, labels, rows, label_flags, names: where in the split's index a column begins,
+            bytes; ``rows`` is that of the shard's own ``index``.
     """
 
     shard: ShardRecord
@@ -58,43 +55,42 @@ class SplitIndex:
         blocks: where in it each shard's is.
     """
 
-    def __init__(self, root: Path, shards: Sequence[ShardRecord]) -> None:
+    def __init__(self, root: Path, shards: Sequence[ShardRecord], classes: int) -> None:
+        """``classes``: how many the labels may have."""
         self._root = root
+        self._classes = classes
         self.blocks, self.size = _lay_out(shards)
 
-    def pieces(self) -> Iterator[bytes]:
-        """The blocks, each verified as it comes.
+    def copy(self, write: Write) -> None:
+        """Read the blocks, verify each, check what it says, and hand it to ``write``.
 
         Raises:
-            DataError: a shard is missing, cut, or damaged in what is read of it.
+            DataError: a shard is missing, cut, damaged in what is read of it, or says what cannot be.
             StorageError: one cannot be read for another reason.
         """
-        waiting: deque[Future[bytes]] = deque()
-        with ThreadPoolExecutor(_READERS) as readers:
-            for block in self.blocks:
-                waiting.append(readers.submit(_read_block, self._root, block.shard))
-                if len(waiting) > _READERS:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
+        own = threading.local()  # each reader has memory that stays in its core's cache
 
-    def matches(self, data: Index) -> bool:
+        def copy_one(block: Block) -> None:
+            size = _end(block) - block.label_ptr
+            if size > len(getattr(own, "memory", b"")):
+                own.memory = bytearray(size)
+            raw = memoryview(own.memory)[:size]
+            _read_columns(self._root, block.shard, raw)
+            columns = columns_of(raw, block.shard, start=0)
+            check_columns(columns, self._root / block.shard.file, block.shard, self._classes)
+            write(raw, block.label_ptr)
+
+        with ThreadPoolExecutor(_READERS) as readers:
+            for _ in readers.map(copy_one, self.blocks):  # raises what one of them does, and ends the others
+                pass
+
+    def matches(self, data: Bytes) -> bool:
         """Whether these bytes, as many as there should be, are the blocks."""
         whole = memoryview(data)
         return all(
-            xxh3_128_hexdigest(whole[block.label_ptr : block.names + block.shard.columns.name_bytes])
-            == block.shard.columns.digest
+            xxh3_128_hexdigest(whole[block.label_ptr : _end(block)]) == block.shard.columns.digest
             for block in self.blocks
         )
-
-    def check(self, data: Index, classes: int) -> None:
-        """Check what the blocks say, as that of shards that HDF5 opens is checked.
-
-        Raises:
-            DataError: something cannot be; names the shard.
-        """
-        for block in self.blocks:
-            check_columns(columns_of(data, block), self._root / block.shard.file, block.shard, classes)
 
 
 def block_of(shard: Shard) -> bytes:
@@ -108,9 +104,9 @@ def block_of(shard: Shard) -> bytes:
         "labels": shard.labels,
         "index": rows,
         "label_flags": shard.label_flags,
+        "names": np.frombuffer(shard.names, dtype=np.uint8),
     }
-    raw = [column.astype(DATASETS[name], copy=False).tobytes() for name, column in columns.items()]
-    return b"".join([*raw, shard.names])
+    return b"".join(columns[name].astype(DATASETS[name], copy=False).tobytes() for name in COLUMNS)
 
 
 def check_block(root: Path, record: ShardRecord, shard: Shard) -> None:
@@ -120,17 +116,18 @@ def check_block(root: Path, record: ShardRecord, shard: Shard) -> None:
         DataError: it is not, or cannot be read.
         StorageError: the file system fails.
     """
-    if _read_columns(root, record) != block_of(shard):
+    columns = bytearray(sum(record.column_sizes().values()))
+    _read_columns(root, record, memoryview(columns))
+    if columns != block_of(shard):
         raise DataError(f"{shard.path} has its columns elsewhere than the manifest says; pack again.")
 
 
-def columns_of(index: Index, block: Block) -> dict[str, NDArray[Any]]:
-    """By the names of the datasets of a shard, without copying."""
-    starts = (block.label_ptr, block.name_ptr, block.labels, block.rows, block.label_flags, block.names)
-    columns = {
-        name: np.frombuffer(index, DATASETS[name], size // DATASETS[name].itemsize, start)
-        for (name, size), start in zip(block.shard.column_sizes().items(), starts, strict=True)
-    }
+def columns_of(index: Bytes | memoryview, shard: ShardRecord, start: int) -> dict[str, NDArray[Any]]:
+    """By the names of the datasets of a shard whose block begins at ``start``, without copying."""
+    columns = {}
+    for name, size in shard.column_sizes().items():
+        columns[name] = np.frombuffer(index, DATASETS[name], size // DATASETS[name].itemsize, start)
+        start += size
     return {**columns, "labels": columns["labels"].reshape(-1, 5)}
 
 
@@ -149,12 +146,12 @@ def _lay_out(shards: Sequence[ShardRecord]) -> tuple[list[Block], int]:
     return blocks, place
 
 
-def _read_block(root: Path, shard: ShardRecord) -> bytes:
-    raw = _read_columns(root, shard)
-    return raw + bytes(-len(raw) % _ALIGNMENT)
+def _end(block: Block) -> int:
+    return block.names + block.shard.columns.name_bytes
 
 
-def _read_columns(root: Path, shard: ShardRecord) -> bytes:
+def _read_columns(root: Path, shard: ShardRecord, target: memoryview) -> None:
+    """Fill ``target``, which has their size, with the columns of a shard, end to end."""
     path = root / shard.file
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -162,15 +159,22 @@ def _read_columns(root: Path, shard: ShardRecord) -> bytes:
             size = os.fstat(descriptor).st_size
             if size != shard.bytes:
                 raise DataError(f"{path} has {size} bytes and should have {shard.bytes}; copy it again.")
-            read = partial(os.pread, descriptor)
-            sizes = shard.column_sizes()
-            raw = b"".join([read(sizes[name], getattr(shard.columns, name)) for name in COLUMNS])
+            place = 0
+            for name, length in shard.column_sizes().items():
+                _read_span(descriptor, getattr(shard.columns, name), target[place : place + length])
+                place += length
         finally:
             os.close(descriptor)
     except FileNotFoundError:
         raise DataError(f"{path} is missing; copy it again or pack the dataset again.") from None
     except OSError as error:
         raise StorageError(f"cannot read {path}: {error.strerror or error}.") from None
-    if xxh3_128_hexdigest(raw) != shard.columns.digest:
+    if xxh3_128_hexdigest(target) != shard.columns.digest:
         raise DataError(f"{path} is damaged; copy it again or pack the dataset again.")
-    return raw
+
+
+def _read_span(descriptor: int, start: int, target: memoryview) -> None:
+    """Fill ``target`` as far as the file goes; a read ends at 2 GiB, and earlier on some file systems."""
+    while target and (read := os.preadv(descriptor, [target], start)):
+        target = target[read:]
+        start += read

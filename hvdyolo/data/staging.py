@@ -19,7 +19,7 @@ from hvdyolo.data.manifest import Manifest, polygons_of, read_manifest
 from hvdyolo.data.polygon_file import PolygonsRecord
 from hvdyolo.data.sequential import read_images
 from hvdyolo.data.shard import read_shard
-from hvdyolo.data.verified_file import VerifiedFile, read_verified
+from hvdyolo.data.verified_file import read_verified
 from hvdyolo.data.writer import ShardRecord
 from hvdyolo.utils.errors import DataError, StorageError
 from hvdyolo.utils.files import make_directory, storage_errors, sync_directory
@@ -150,7 +150,7 @@ def _copy(root: Path, record: StagedRecord, classes: int, descriptor: int, beat:
         _copy_shard(root, record, classes, descriptor, beat)
         return
     with open(descriptor, "wb", buffering=_BLOCK_BYTES, closefd=False) as copy:
-        for block in read_verified(VerifiedFile(root / record.file, record.bytes, record.digest)):
+        for block in read_verified(root / record.file, record.bytes, record.digest):
             copy.write(block)
             beat()
 

@@ -11,7 +11,7 @@ from hvdyolo.data.manifest import Manifest, SplitInfo, read_manifest
 from hvdyolo.data.polygon_file import PolygonsRecord, check_polygons, read_outlines
 from hvdyolo.data.shard import Shard, read_shard
 from hvdyolo.data.split_index import check_block
-from hvdyolo.data.verified_file import VerifiedFile, read_verified
+from hvdyolo.data.verified_file import read_verified
 from hvdyolo.data.writer import ShardRecord
 from hvdyolo.utils.errors import DataError, StorageError
 
@@ -113,7 +113,7 @@ def _are_polygons_of(root: Path, info: SplitInfo, record: PolygonsRecord, classe
 def _damage(path: Path, record: PolygonsRecord) -> str | None:
     """What is wrong with the bytes of a file beside the shards."""
     try:
-        for _ in read_verified(VerifiedFile(path, record.bytes, record.digest)):
+        for _ in read_verified(path, record.bytes, record.digest):
             pass
     except DataError as error:
         return str(error)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from mmap import mmap
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,7 +26,7 @@ OTHERS = 12345  # nobody's user number
 
 @pytest.fixture
 def origin(tmp_path: Path) -> FileOrigin:
-    path = tmp_path / "train.index"
+    path = tmp_path / "origin"
     path.write_bytes(CONTENT)
     return FileOrigin.of(path)
 
@@ -40,12 +41,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return place
 
 
-def anything(_: object) -> None:
-    pass
-
-
-def never(_: object) -> None:
-    raise AssertionError("what was checked is checked again")
+def never() -> None:
+    raise AssertionError("what was copied is copied again")
 
 
 def folder(place: Path) -> Path:
@@ -60,7 +57,7 @@ def test_few_bytes_are_in_the_process_and_leave_nothing(
     origin: FileOrigin, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(node_memory, "_SHARED_FROM", len(CONTENT) + 1)
-    opened = NodeMemory(origin, "name", anything)
+    opened = NodeMemory(origin, "name")
     assert (opened.data, opened.copy) == (CONTENT, None)
     assert not folder(place).exists()
     origin.path.unlink()
@@ -70,7 +67,7 @@ def test_few_bytes_are_in_the_process_and_leave_nothing(
 def test_many_bytes_are_mapped_read_only_from_a_copy_of_the_user_alone(
     origin: FileOrigin, place: Path
 ) -> None:
-    opened = NodeMemory(origin, "name", anything)
+    opened = NodeMemory(origin, "name")
     assert isinstance(opened.data, mmap)
     assert opened.data[:] == CONTENT
     with pytest.raises(TypeError):
@@ -81,11 +78,11 @@ def test_many_bytes_are_mapped_read_only_from_a_copy_of_the_user_alone(
 
 
 def test_the_next_one_finds_the_copy_and_needs_no_file(origin: FileOrigin, place: Path) -> None:
-    first = NodeMemory(origin, "name", anything)
+    first = NodeMemory(origin, "name")
     origin.path.unlink()
-    assert NodeMemory(origin, "name", never).data[:] == CONTENT
+    assert NodeMemory(replace(origin, check=never), "name").data[:] == CONTENT
     del first
-    assert NodeMemory(origin, "name", never).data[:] == CONTENT
+    assert NodeMemory(replace(origin, check=never), "name").data[:] == CONTENT
 
 
 CHILD = """
@@ -99,13 +96,13 @@ node_memory._places = lambda: (Path(sys.argv[2]),)
 path, size, digest, what = Path(sys.argv[1]), int(sys.argv[3]), sys.argv[4], sys.argv[5]
 opened = []
 sys.addaudithook(lambda event, args: opened.append(str(args[0])) if event == "open" else None)
-def check(data):
+def check():
     print("checks", flush=True)
     if what == "freeze":
         sys.stdin.readline()
 print("ready", flush=True)
 sys.stdin.readline()
-found = node_memory.NodeMemory(FileOrigin(path, size, digest), "name", check)
+found = node_memory.NodeMemory(FileOrigin(path, size, digest, check), "name")
 print("reads", opened.count(str(path)), found.copy, found.data[:] == bytes(range(256)) * 1000, flush=True)
 sys.stdin.readline()
 """
@@ -224,12 +221,12 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files
 def test_a_copy_that_is_not_the_file_is_made_anew(
     origin: FileOrigin, place: Path, damage: Callable[[Path], None]
 ) -> None:
-    first = NodeMemory(origin, "name", anything)
+    first = NodeMemory(origin, "name")
     assert first.copy is not None
     pickled = pickle.dumps(first)
     del first
     damage(folder(place) / "name")
-    for again in (NodeMemory(origin, "name", anything), pickle.loads(pickled)):
+    for again in (NodeMemory(origin, "name"), pickle.loads(pickled)):
         assert again.data[:] == CONTENT
         assert again.copy is not None
         status = again.copy.stat()
@@ -241,7 +238,7 @@ def test_a_copy_that_is_not_the_file_is_made_anew(
 def test_a_worker_compares_what_its_rank_has_not_seen(
     origin: FileOrigin, place: Path, damage: Callable[[Path], None]
 ) -> None:
-    rank = NodeMemory(origin, "name", anything)
+    rank = NodeMemory(origin, "name")
     pickled = pickle.dumps(rank)
     del rank
     os.utime(folder(place) / "name", ns=(0, 0))
@@ -255,7 +252,7 @@ def test_a_worker_compares_what_its_rank_has_not_seen(
 def test_a_worker_maps_the_copy_of_its_rank_without_reading_it(
     origin: FileOrigin, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rank = NodeMemory(origin, "name", anything)
+    rank = NodeMemory(origin, "name")
     pickled = pickle.dumps(rank)
     assert len(pickled) < 1000
     origin.path.unlink()
@@ -270,7 +267,7 @@ def test_a_worker_maps_the_copy_of_its_rank_without_reading_it(
 
 
 def test_a_worker_whose_copy_was_removed_makes_it_anew(origin: FileOrigin, place: Path) -> None:
-    rank = NodeMemory(origin, "name", anything)
+    rank = NodeMemory(origin, "name")
     pickled = pickle.dumps(rank)
     shutil.rmtree(folder(place))
     assert rank.data[:] == CONTENT  # it has it still
@@ -291,7 +288,7 @@ def test_a_folder_that_others_can_write_to_is_not_used(
         (mine / "name").write_bytes(CONTENT)
         mine.chmod(0o770) if whose == "open to others" else os.chown(mine, OTHERS, -1)
     (tmp_path / "second").mkdir()
-    opened = NodeMemory(origin, "name", anything)
+    opened = NodeMemory(origin, "name")
     assert opened.data[:] == CONTENT
     assert opened.copy == folder(tmp_path / "second") / "name"
     assert not (tmp_path / "elsewhere").exists() or not list((tmp_path / "elsewhere").iterdir())
@@ -301,9 +298,8 @@ def test_where_no_place_takes_it_the_bytes_are_in_the_process(
     origin: FileOrigin, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=len(CONTENT) - 1))
-    checked: list[object] = []
-    opened = NodeMemory(origin, "name", checked.append)
-    assert (opened.data, opened.copy, checked) == (CONTENT, None, [CONTENT])
+    opened = NodeMemory(origin, "name")
+    assert (opened.data, opened.copy) == (CONTENT, None)
     assert copies(place) == {}
     assert pickle.loads(pickle.dumps(opened)).data == CONTENT
 
@@ -320,7 +316,28 @@ def test_a_place_that_fills_up_meanwhile_is_left_as_it_was(
         rename(source, target)
 
     monkeypatch.setattr(os, "rename", full)
-    assert NodeMemory(origin, "name", anything).copy == folder(tmp_path / "second") / "name"
+    assert NodeMemory(origin, "name").copy == folder(tmp_path / "second") / "name"
+    assert copies(place) == {}
+
+
+def test_a_place_that_is_full_before_all_is_there_is_left_as_it_was(
+    origin: FileOrigin, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "second").mkdir()
+    pwrite = os.pwrite
+
+    def fill(descriptor: int, piece: memoryview, start: int) -> int:
+        """Half of what is to be written fits."""
+        if Path(f"/proc/self/fd/{descriptor}").readlink().parent != folder(place):
+            return pwrite(descriptor, piece, start)
+        if start:
+            raise OSError(28, os.strerror(28))
+        return pwrite(descriptor, piece[: len(piece) // 2], start)
+
+    monkeypatch.setattr(os, "pwrite", fill)
+    opened = NodeMemory(origin, "name")
+    assert opened.data[:] == CONTENT
+    assert opened.copy == folder(tmp_path / "second") / "name"
     assert copies(place) == {}
 
 
@@ -344,26 +361,26 @@ def test_a_damaged_file_is_refused_and_leaves_no_copy(
 ) -> None:
     monkeypatch.setattr(node_memory, "_SHARED_FROM", shared_from)
     damage(origin.path)
-    with pytest.raises(DataError, match=rf"train\.index {says}"):
-        NodeMemory(origin, "name", never)
+    with pytest.raises(DataError, match=rf"origin {says}"):
+        NodeMemory(replace(origin, check=never), "name")
     assert not folder(place).exists() or copies(place) == {}
 
 
 def test_a_file_that_cannot_be_read_is_exit_74(origin: FileOrigin, place: Path) -> None:
     origin.path.unlink()
     origin.path.mkdir()
-    with pytest.raises(StorageError, match=r"cannot read .*train\.index"):
-        NodeMemory(origin, "name", never)
+    with pytest.raises(StorageError, match=r"cannot read .*origin"):
+        NodeMemory(replace(origin, check=never), "name")
     assert copies(place) == {}
 
 
 def test_what_will_not_do_is_not_kept(origin: FileOrigin, place: Path) -> None:
-    def refuse(_: object) -> None:
+    def refuse() -> None:
         raise DataError("nonsense")
 
     for _ in range(2):
         with pytest.raises(DataError, match="nonsense"):
-            NodeMemory(origin, "name", refuse)
+            NodeMemory(replace(origin, check=refuse), "name")
         assert copies(place) == {}
 
 
@@ -371,26 +388,26 @@ def test_copies_stay_until_another_is_made_and_nobody_uses_them(
     origin: FileOrigin, place: Path, child: Child
 ) -> None:
     """The child uses ``name``, which it found; what a killed maker left is in the way of nobody."""
-    NodeMemory(origin, "name", anything)
+    NodeMemory(origin, "name")
     process = child()
     go_on(process)
     assert process.stdout is not None
     while not process.stdout.readline().startswith("reads"):
         pass
-    NodeMemory(origin, "unused", anything)
+    NodeMemory(origin, "unused")
     (folder(place) / "killed.tmp").write_bytes(b"half")
-    used = NodeMemory(origin, "used", anything)
+    used = NodeMemory(origin, "used")
     assert set(copies(place)) == {"name", "used"}
     process.communicate("\n", timeout=60)
-    last = NodeMemory(origin, "last", anything)
+    last = NodeMemory(origin, "last")
     assert set(copies(place)) == {"used", "last"}
     assert (used.data[:], last.data[:]) == (CONTENT, CONTENT)
 
 
 def test_a_copy_in_making_is_nobodys_to_remove(origin: FileOrigin, place: Path) -> None:
-    def try_to_remove(_: object) -> None:
+    def try_to_remove() -> None:
         (temporary,) = folder(place).iterdir()
         with open(temporary, "rb") as other, pytest.raises(BlockingIOError):
             fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
-    NodeMemory(origin, "name", try_to_remove)
+    NodeMemory(replace(origin, check=try_to_remove), "name")

@@ -231,6 +231,19 @@ def test_tiles_and_what_they_leave_uncovered_do_not_overlap(
         assert (times == 1).all()
 
 
+def test_what_is_uncovered_of_a_view_that_is_no_square() -> None:
+    view = View.zoomed(Homography(zoom=0.7, shear_x=30), 2 * SIZE, SIZE)
+    assert view.width != view.height
+    tiles = [tile for tile in lay_out([(30, 60)] * 4, (1.1, 0.9), SIZE, view) if tile.visible]
+    times = np.zeros((view.height, view.width), dtype=int)
+    for tile in tiles:
+        times[tile.down.start : tile.down.stop, tile.across.start : tile.across.stop] += 1
+    assert times.min() == 0
+    for rows, columns in uncovered(tiles, view.height, view.width):
+        times[rows, columns] += 1
+    assert (times == 1).all()
+
+
 @given(st.sampled_from([4, 9]), st.tuples(st.floats(0.5, 1.499), st.floats(0.5, 1.499)), st.floats(1, 2))
 def test_square_tiles_leave_no_gap(count: int, meeting: tuple[float, float], zoom: float) -> None:
     view = View.zoomed(Homography(zoom=zoom), 2 * SIZE, SIZE)

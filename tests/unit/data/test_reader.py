@@ -251,7 +251,7 @@ def test_of_a_mapped_index_a_worker_is_sent_no_more_than_where_it_is(
     small = pickle.dumps(PackedSplit(root, "train"))
     monkeypatch.setattr(node_memory, "_SHARED_FROM", 1)
     monkeypatch.setattr(node_memory, "_places", lambda: (tmp_path,))
-    index = SplitIndex(root, read_manifest(root).splits["train"].shards).size
+    index = SplitIndex(root, read_manifest(root).splits["train"].shards, 3).size
     mapped = pickle.dumps(PackedSplit(root, "train"))
     assert len(mapped) < len(small) - index + 500
     assert len(mapped) < 2500

@@ -110,15 +110,15 @@ def test_every_kind_of_damage_is_found_and_its_shard_named(packed: Build, kind: 
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    "change",
     [
-        (lambda record: replace(record, names=record.names + 1), "is damaged"),
-        (lambda record: replace(record, digest="0" * 32), "is damaged"),
-        (lambda record: replace(record, index=record.labels), "is damaged"),
+        lambda record: replace(record, names=record.names + 1),
+        lambda record: replace(record, digest="0" * 32),
+        lambda record: replace(record, index=record.labels),
     ],
 )
 def test_a_manifest_that_has_the_columns_elsewhere_is_found(
-    packed: Build, change: Callable[[ColumnsRecord], ColumnsRecord], says: str
+    packed: Build, change: Callable[[ColumnsRecord], ColumnsRecord]
 ) -> None:
     """As a bug in packing would leave it: HDF5 finds everything, and other readers do not."""
     root = packed(shards=3, each=4).root
@@ -127,7 +127,7 @@ def test_a_manifest_that_has_the_columns_elsewhere_is_found(
     first, second, third = info.shards
     shards = (first, replace(second, columns=change(second.columns)), third)
     write_manifest(replace(manifest, splits={"train": replace(info, shards=shards)}), root)
-    with pytest.raises(DataError, match=rf"damaged in 1 of 3 shards \({second.file}\): .* {says}"):
+    with pytest.raises(DataError, match=rf"damaged in 1 of 3 shards \({second.file}\): .* is damaged"):
         verify_packed(root)
 
 

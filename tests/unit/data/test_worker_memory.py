@@ -10,7 +10,8 @@ import pytest
 
 from hvdyolo.data.work import WorkResults
 
-IMAGE_BYTES, IMAGES = 4 << 20, 8
+# Below 4 MiB numpy does not ask for huge pages, of which there would be few.
+IMAGE_BYTES, IMAGES = 2 << 20, 16
 TIMES = 10
 
 
@@ -23,10 +24,13 @@ def take_and_free(task: int, /) -> int:
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
-@pytest.mark.skipif(any(name.startswith("MALLOC_") for name in os.environ), reason="it is adjusted already")
+@pytest.mark.skipif(
+    any(name.startswith("MALLOC_") for name in os.environ) or "GLIBC_TUNABLES" in os.environ,
+    reason="it is adjusted already",
+)
 def test_memory_is_taken_from_the_system_once() -> None:
     pages = IMAGES * IMAGE_BYTES // resource.getpagesize()
     with closing(WorkResults(take_and_free, range(TIMES), workers=1, prefetch=1)) as results:
         first, *later = results
-    assert first > pages // 2  # else it is not seen here
+    assert first > pages // 4  # else it is not seen here
     assert max(later) < pages // 10
