@@ -80,10 +80,12 @@ def main() -> int:
     simulate(options.work, -(-options.samples // SHARD_SAMPLES))
     first, second = typical(options.work)
     split = PackedSplit(options.work, "train")
+    assert len(split._index.data[::4096])  # or pages would be counted as the worker's own
     pickled = pickle.dumps(split)
     tell(options.work, split, pickled, first)
     growth = grow_worker(pickled)
     remove_copy(split)
+    del split  # its memory is the next copy's
     node = start_ranks(options.work, RANKS)
     remove_copy(PackedSplit(options.work, "train"))
     shutil.rmtree(options.work)

@@ -22,6 +22,7 @@ from hvdyolo.utils.errors import DataError, HvdyoloError, StorageError
 
 # Labels are clipped in double precision and stored in single.
 _ROUNDING = 1e-6
+_ROWS_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
@@ -199,16 +200,26 @@ def _check_index(index: NDArray[np.void], path: Path, record: ShardRecord) -> No
 
 def _are_sound(labels: NDArray[np.float32], classes: int) -> bool:
     """Whether all of some labels are; by extremes, which take a tenth of the time of a look at each."""
-    numbers, boxes = labels[:, 0].copy(), labels.copy()
-    boxes[:, 0] = 0
+    if not len(labels):
+        return True
+    lows, highs = _extremes(np.minimum, labels), _extremes(np.maximum, labels)
+    numbers = labels[:, 0]
     # Comparisons with what is no number are false, and extremes are none where a value is none.
     return bool(
-        numbers.min(initial=0) >= 0
-        and numbers.max(initial=-1) < classes
-        and boxes.min(initial=0) >= -_ROUNDING
-        and boxes.max(initial=0) <= 1 + _ROUNDING
+        lows[0] >= 0
+        and highs[0] < classes
+        and (lows[1:] >= -_ROUNDING).all()
+        and (highs[1:] <= 1 + _ROUNDING).all()
         and np.array_equal(numbers, np.floor(numbers))
     )
+
+
+def _extremes(extreme: np.ufunc, labels: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Of each column; many rows at once, for numpy takes a step a row and five numbers are no vector."""
+    whole = len(labels) // _ROWS_AT_ONCE * _ROWS_AT_ONCE
+    rows = extreme.reduce(labels[:whole].reshape(-1, 5 * _ROWS_AT_ONCE), axis=0) if whole else labels[:1]
+    found: NDArray[np.float32] = extreme.reduce(np.concatenate([rows.reshape(-1, 5), labels[whole:]]), axis=0)
+    return found
 
 
 def _shard(columns: Mapping[str, NDArray[Any]], path: Path, record: ShardRecord) -> Shard:

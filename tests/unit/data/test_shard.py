@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from hvdyolo.data.format import INDEX_DTYPE
-from hvdyolo.data.shard import read_shard
+from hvdyolo.data.shard import _are_sound, read_shard
 from hvdyolo.data.writer import ShardRecord, digest_outside
 from hvdyolo.utils.errors import DataError
 
@@ -139,3 +139,16 @@ def test_data_elsewhere_than_the_manifest_says_is_refused(packed: Build) -> None
     record = replace(record, digest=digest_outside(path, record.data_offset, record.data_bytes))
     with pytest.raises(DataError, match="not where the manifest says"):
         read_shard(data.root, record, classes=3)
+
+
+@pytest.mark.parametrize("count", [0, 1, 63, 64, 65, 128, 200])
+def test_one_label_that_cannot_be_is_found_wherever_it_is(count: int) -> None:
+    """Many rows are looked at together, and those that are left over, by themselves."""
+    random = np.random.default_rng(count)
+    labels = np.hstack([random.integers(0, 3, (count, 1)), random.random((count, 4))]).astype(np.float32)
+    assert _are_sound(labels, 3)
+    for row in range(count):
+        for column, value in ((0, 3), (0, -1), (0, 0.5), (1, -0.01), (2, 1.01), (4, np.nan), (3, -np.inf)):
+            changed = labels.copy()
+            changed[row, column] = value
+            assert not _are_sound(changed, 3), (row, column, value)
