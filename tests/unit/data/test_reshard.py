@@ -94,16 +94,19 @@ def test_everything_of_every_sample_is_kept_in_order(packed: Build, tmp_path: Pa
     assert manifest.settings == {"max_side": None, "shard_bytes": 9000}
 
 
+OLD_ID = "0123456789abcdef" * 2
+
+
 def test_the_identity_that_runs_know_is_kept_even_if_it_was_derived_otherwise(
     packed: Build, tmp_path: Path
 ) -> None:
     root = packed().root
     content = json.loads((root / "manifest.json").read_text())
     del content["digest"]
-    content["dataset_id"] = "old"
+    content["dataset_id"] = OLD_ID
     content["digest"] = manifest_module._digest(content)
     (root / "manifest.json").write_text(json.dumps(content))
-    assert reshard(root, tmp_path / "new", 5000).dataset_id == "old"
+    assert reshard(root, tmp_path / "new", 5000).dataset_id == OLD_ID
 
 
 def flip(path: Path, place: int) -> None:
