@@ -5,7 +5,7 @@ at a time, and is scored on ``test``. The difference of a mode from ``exact`` is
 minutes for two runs on two quiet cores, so hours in all: a run that has ended is not done again, and an
 interrupted one resumes.
 
-    python benchmarks/study_augment.py --work DIR [--seeds 5] [--modes exact fused cached triangle]
+    python benchmarks/study_augment.py --work DIR [--seeds 5] [--modes exact fused cached-fused triangle]
 """
 
 import argparse
@@ -25,7 +25,7 @@ MODES = {
     "exact": ["--augment.resampling", "exact"],
     "triangle": ["--augment.resampling", "triangle"],
     "fused": FUSED,
-    "cached": [*FUSED, "--augment.partners", "recent"],
+    "cached-fused": [*FUSED, "--augment.partners", "recent"],
 }
 BAR = -0.02
 TOGETHER = 2  # runs at a time, a core each

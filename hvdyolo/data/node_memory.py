@@ -40,7 +40,7 @@ class Origin(Protocol):
 
     size: int
 
-    def copy(self, write: Write) -> None:
+    def copy_to(self, write: Write) -> None:
         """Hand all bytes to ``write``, and see that they are what they should be."""
         ...
 
@@ -100,7 +100,7 @@ class NodeMemory:
         def write(piece: memoryview, place: int) -> None:
             buffer[place : place + len(piece)] = piece
 
-        self._origin.copy(write)
+        self._origin.copy_to(write)
         self.data, self._seen = bytes(buffer), None
 
 
@@ -212,7 +212,7 @@ def _make(path: Path, origin: Origin) -> _Mapped | None:
             os.truncate(descriptor, origin.size)
             # By writing: mapped memory would be cleared first, found page by page, and kill the process
             # (SIGBUS) where there is no room.
-            origin.copy(partial(_write, descriptor))
+            origin.copy_to(partial(_write, descriptor))
             data = mmap(descriptor, origin.size, MAP_SHARED, PROT_READ)
             seen = _seen(path, os.fstat(descriptor))
         os.rename(temporary, path)

@@ -23,7 +23,8 @@ from hvdyolo.data.writer import ShardRecord
 from hvdyolo.utils.errors import DataError, StorageError
 
 _ALIGNMENT = 8  # of blocks, so that numbers can be read where they lie
-# Shards that are read at once: a parallel file system takes a millisecond to open one.
+# Shards that are read at once: a parallel file system takes a millisecond to open one. Eight were slower than
+# two where all is in the cache, for they share Python's lock.
 _READERS = 2
 
 
@@ -61,7 +62,7 @@ class SplitIndex:
         self._classes = classes
         self.blocks, self.size = _lay_out(shards)
 
-    def copy(self, write: Write) -> None:
+    def copy_to(self, write: Write) -> None:
         """Read the blocks, verify each, check what it says, and hand it to ``write``.
 
         Raises:

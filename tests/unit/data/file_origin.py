@@ -24,7 +24,7 @@ class FileOrigin:
         """As it is now."""
         return FileOrigin(path, path.stat().st_size, xxh3_128_hexdigest(path.read_bytes()))
 
-    def copy(self, write: Callable[[memoryview, int], None]) -> None:
+    def copy_to(self, write: Callable[[memoryview, int], None]) -> None:
         """Its bytes, block by block."""
         place = 0
         for block in read_verified(self.path, self.size, self.digest):

@@ -35,7 +35,7 @@ def read(index: SplitIndex) -> bytes:
     def write(piece: memoryview, place: int) -> None:
         whole[place : place + len(piece)] = piece
 
-    index.copy(write)
+    index.copy_to(write)
     return bytes(whole)
 
 
