@@ -74,7 +74,7 @@ ingredients() {
   printf 'place %s\ntorch %s\nmpi %s\ndevice %s\n' "$VENV" "$(torch_requirement)" \
     "$MPI_CHOICE" "${HVDYOLO_DEVICE:-auto}"
   if [[ $MPI_CHOICE == site ]]; then printf 'mpicc %s\n' "$SITE_MPICC"; fi
-  (cd "$ROOT" && sha256sum setup.py requirements/*.txt scripts/make_env.sh \
+  (cd "$ROOT" && sha256sum setup.py hvdyolo/ops/native/*.[ch] requirements/*.txt scripts/make_env.sh \
     scripts/build_horovod.sh scripts/steps.sh scripts/verify_environment.py)
 }
 

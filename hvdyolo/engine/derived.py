@@ -14,6 +14,7 @@ from hvdyolo.engine.job import Job
 from hvdyolo.engine.journal import LOGGER
 from hvdyolo.engine.schedule import TrainingSchedule
 from hvdyolo.models.build import DetectionModel
+from hvdyolo.ops.batch_norm_silu import compiled_functions
 from hvdyolo.settings import config_as_yaml
 from hvdyolo.utils.files import write_atomically, write_json
 
@@ -31,6 +32,7 @@ def of_launch(job: Job, workers: int, colours: str, keeps_memory: bool) -> dict[
         colours: where they are changed.
         keeps_memory: that tensors have left.
     """
+    functions = compiled_functions()
     return {
         "ranks": job.comm.world.size,
         "device": str(job.device),
@@ -40,6 +42,7 @@ def of_launch(job: Job, workers: int, colours: str, keeps_memory: bool) -> dict[
         "workers": workers,
         "colours": colours,
         "freed_memory": "kept" if keeps_memory else "as the system has it",
+        "compiled_functions": "none" if functions is None else functions.processor,
         "communication": dict(job.comm.settings),
     }
 

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
+from hvdyolo.ops.batch_norm_silu import batch_norm_silu, can_fuse
+
 # As published; torch's own are 1e-5 and 0.1.
 NORM_EPS = 1e-3
 NORM_MOMENTUM = 0.03
@@ -42,7 +44,10 @@ class Conv(nn.Module):
         self.act: nn.Module = SiLU() if activated else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.act(self.bn(self.conv(x)))  # type: ignore[no-any-return]
+        x = self.conv(x)
+        if type(self.act) is SiLU and can_fuse(self.bn, x):
+            return batch_norm_silu(x, self.bn)
+        return self.act(self.bn(x))  # type: ignore[no-any-return]
 
 
 class Bottleneck(nn.Module):
