@@ -85,7 +85,7 @@ def batch_norm_silu(x: Tensor, norm: nn.BatchNorm2d) -> Tensor:
     """
     assert norm.num_batches_tracked is not None
     norm.num_batches_tracked.add_(1)
-    return _BatchNormSilu.apply(  # type: ignore[no-untyped-call]
+    return _BatchNormSilu.apply(  # type: ignore[no-any-return, no-untyped-call]
         x, norm.weight, norm.bias, norm.running_mean, norm.running_var, norm.momentum, norm.eps
     )
 
@@ -113,7 +113,7 @@ class _BatchNormSilu(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(context: Any, y_gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, statistics = context.saved_tensors
         channels = x.shape[1]
