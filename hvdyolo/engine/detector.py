@@ -16,7 +16,7 @@ from hvdyolo.data.resizing import letterbox_image
 from hvdyolo.models.build import load_model
 from hvdyolo.models.fuse import fuse_batch_norms
 from hvdyolo.ops.letterbox import Letterbox, fit_letterbox
-from hvdyolo.ops.nms import Detections, select_detections
+from hvdyolo.ops.nms import Detections, find_candidates, suppress
 from hvdyolo.ops.pixels import prepare_images
 from hvdyolo.utils.errors import DataError, UsageError
 
@@ -150,21 +150,20 @@ class Detector:
         pixels = torch.from_numpy(np.stack([item.pixels for item in inputs]))
         with self._turn:
             predictions: Tensor = self._model(prepare_images(pixels.to(self.device)))[0]
-            selected = select_detections(
-                predictions, self.confidence, self.iou, self.max_boxes, multi_label=False
-            )
+            candidates = find_candidates(predictions, self.confidence, multi_label=False)
+        selected = [suppress(picture, self.iou, self.max_boxes) for picture in candidates]
         return [self._on_image(item, detections) for item, detections in zip(inputs, selected, strict=True)]
 
     def _on_image(self, item: NetworkInput, detections: Detections) -> ImageDetections:
-        boxes = item.letterbox.to_image(detections.boxes_xyxy.cpu().numpy())
+        boxes = item.letterbox.to_image(detections.boxes_xyxy.numpy())
         limits = np.array([item.width, item.height] * 2, dtype=np.float32)
         boxes = boxes.clip(0, limits)
         # The grey bars around an image are input too, and what is found in them is nowhere on the image.
         on_image = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
-        labels = detections.labels.cpu().numpy()[on_image]
+        labels = detections.labels.numpy()[on_image]
         return ImageDetections(
             boxes_xyxy=boxes[on_image].astype(np.float32),
-            scores=detections.scores.cpu().numpy()[on_image],
+            scores=detections.scores.numpy()[on_image],
             labels=labels,
             names=tuple(self.class_names[label] for label in labels),
             capped=detections.capped,

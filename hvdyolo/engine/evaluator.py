@@ -75,7 +75,7 @@ def _scored_images(split: PackedSplit, batch: EvaluationBatch, found: list[Detec
         source_height, source_width = split.source_size(sample)
         stored_height, stored_width = split.size(sample)
         to_source = np.array([source_width / stored_width, source_height / stored_height] * 2)
-        boxes = letterbox.to_image(detections.boxes_xyxy.cpu().numpy().astype(np.float64))
+        boxes = letterbox.to_image(detections.boxes_xyxy.numpy().astype(np.float64))
         limits = np.array([stored_width, stored_height] * 2)
         labels = true_labels.astype(np.float64)
         centres, half_sizes = labels[:, 1:3], labels[:, 3:5] / 2
@@ -87,8 +87,8 @@ def _scored_images(split: PackedSplit, batch: EvaluationBatch, found: list[Detec
                 true_labels=labels[:, 0].astype(np.int64),
                 crowd=(flags & CROWD).astype(bool),
                 boxes_xyxy=boxes.clip(0, limits) * to_source,
-                scores=detections.scores.cpu().numpy().astype(np.float64),
-                labels=detections.labels.cpu().numpy(),
+                scores=detections.scores.numpy().astype(np.float64),
+                labels=detections.labels.numpy(),
             )
         )
     return images

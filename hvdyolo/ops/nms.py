@@ -16,6 +16,21 @@ _BLOCK = 256
 
 
 @dataclass(frozen=True)
+class Candidates:
+    """One picture's boxes before suppression, a box once for each class it may be.
+
+    Attributes:
+        boxes_cxcywh: (n, 4) float32, pixels of the input.
+        scores: (n,) objectness times class probability.
+        labels: (n,) int64 class numbers.
+    """
+
+    boxes_cxcywh: Tensor
+    scores: Tensor
+    labels: Tensor
+
+
+@dataclass(frozen=True)
 class Detections:
     """One picture's boxes, best first.
 
@@ -50,7 +65,7 @@ def nms(boxes_xyxy: Tensor, scores: Tensor, iou: float) -> Tensor:
 def select_detections(
     predictions: Tensor, confidence: float, iou: float, max_boxes: int, multi_label: bool
 ) -> list[Detections]:
-    """Detections of each picture of a batch.
+    """Detections of each picture of a batch, on the CPU.
 
     Args:
         predictions: (B, boxes, 5 + C): cx, cy, w, h in pixels, objectness and class probabilities.
@@ -59,15 +74,30 @@ def select_detections(
         max_boxes: the best so many are kept of a picture.
         multi_label: a box may carry every class above ``confidence``, or its best one only.
     """
-    # Overlaps in half precision would be wrong in the second digit.
+    candidates = find_candidates(predictions, confidence, multi_label)
+    return [suppress(picture, iou, max_boxes) for picture in candidates]
+
+
+def find_candidates(predictions: Tensor, confidence: float, multi_label: bool) -> list[Candidates]:
+    """What of each picture is above ``confidence``, on the CPU; arguments as of :func:`select_detections`.
+
+    Suppression is many small operations that look at their results: on a GPU each would wait, for it and for
+    the interpreter's lock.
+    """
+    # A GPU is waited for a few times a call. On a CPU a picture's scores fit a cache, a batch's do not.
+    together = len(predictions) if predictions.is_cuda else 1
     return [
-        _select(picture.float(), confidence, iou, max_boxes, multi_label) for picture in predictions.unbind(0)
+        picture
+        for part in predictions.split(max(together, 1))
+        for picture in _candidates_of(part, confidence, multi_label)
     ]
 
 
-def _select(picture: Tensor, confidence: float, iou: float, max_boxes: int, multi_label: bool) -> Detections:
-    picture = picture[picture[:, 4] > confidence]
-    class_scores = picture[:, 5:] * picture[:, 4:5]
+def _candidates_of(predictions: Tensor, confidence: float, multi_label: bool) -> list[Candidates]:
+    image, place = (predictions[..., 4] > confidence).nonzero(as_tuple=True)
+    # Overlaps in half precision would be wrong in the second digit.
+    found = predictions[image, place].float()
+    class_scores = found[:, 5:] * found[:, 4:5]
     if multi_label:
         rows, labels = (class_scores > confidence).nonzero(as_tuple=True)
         scores = class_scores[rows, labels]
@@ -75,13 +105,20 @@ def _select(picture: Tensor, confidence: float, iou: float, max_boxes: int, mult
         scores, labels = class_scores.max(1)
         rows = (scores > confidence).nonzero().squeeze(1)
         scores, labels = scores[rows], labels[rows]
-    best = _best(scores, _MOST_CANDIDATES)
-    boxes, labels = cxcywh_to_xyxy(picture[rows[best], :4]), labels[best]
+    counts = image[rows].bincount(minlength=len(predictions)).tolist()
+    parts = (torch.split(tensor.cpu(), counts) for tensor in (found[rows, :4], scores, labels))
+    return [Candidates(*picture) for picture in zip(*parts, strict=True)]
+
+
+def suppress(picture: Candidates, iou: float, max_boxes: int) -> Detections:
+    """The best of a picture's candidates; arguments as of :func:`select_detections`."""
+    best = _best(picture.scores, _MOST_CANDIDATES)
+    boxes, labels = cxcywh_to_xyxy(picture.boxes_cxcywh[best]), picture.labels[best]
     # One more than is kept tells whether there were more.
     kept = _suppress(boxes, labels, iou, max_boxes + 1)
-    capped = len(scores) > _MOST_CANDIDATES or len(kept) > max_boxes
+    capped = len(picture.scores) > _MOST_CANDIDATES or len(kept) > max_boxes
     kept = kept[:max_boxes]
-    return Detections(boxes[kept], scores[best[kept]], labels[kept], capped)
+    return Detections(boxes[kept], picture.scores[best[kept]], labels[kept], capped)
 
 
 def _best(scores: Tensor, most: int) -> Tensor:
