@@ -8,8 +8,9 @@ processes that know nothing of each other and against torch's DDP. All are whole
 four batches; two ranks are also measured with a reduction after each batch. The plain form does not
 anti-alias when it resamples, so one rank is measured with ``augment.resampling bilinear`` too, which does not
 either; and bf16, beside which loading counts for more, with ``augment.partners recent`` and
-``augment.decoding coarse`` too. They take turns in rounds (``train_rounds.py``), trainings of two ranks in several launches; a figure
-is the median over rounds of the ratio within a round, its spread the least and the largest.
+``augment.decoding coarse`` too. They take turns in rounds (``train_rounds.py``), trainings of two ranks in
+several launches; a figure is the median over rounds of the ratio within a round, its spread the least and
+the largest.
 
 The photographs are BCCD's, ten times over, from the folder that HVDYOLO_TEST_DATA names (by default
 ../shared/data), or drawn ones where it is missing.

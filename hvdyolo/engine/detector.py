@@ -150,8 +150,11 @@ class Detector:
         pixels = torch.from_numpy(np.stack([item.pixels for item in inputs]))
         with self._turn:
             predictions: Tensor = self._model(prepare_images(pixels.to(self.device)))[0]
-            candidates = find_candidates(predictions, self.confidence, multi_label=False)
-        selected = [suppress(picture, self.iou, self.max_boxes) for picture in candidates]
+            pictures = find_candidates(predictions, self.confidence)
+        selected = [
+            suppress(picture, self.confidence, self.iou, self.max_boxes, multi_label=False)
+            for picture in pictures
+        ]
         return [self._on_image(item, detections) for item, detections in zip(inputs, selected, strict=True)]
 
     def _on_image(self, item: NetworkInput, detections: Detections) -> ImageDetections:

@@ -202,3 +202,20 @@ def test_half_precision_predictions_are_compared_in_single() -> None:
     (found,) = select_detections(rows.to(torch.bfloat16), 0.25, 0.25, 300, True)
     assert found.boxes_xyxy.dtype == torch.float32
     assert found.boxes_xyxy.tolist() == [[1001, 0, 1007, 8], [1005, 0, 1011, 8]]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_gpu_and_a_processor_select_the_same() -> None:
+    predictions = torch.rand(5, 900, 8, generator=torch.Generator().manual_seed(0))
+    predictions[..., :4] *= 100
+    predictions[2, :, 4] = 0  # a picture without candidates
+    for multi_label in (False, True):
+        here = select_detections(predictions, 0.4, 0.5, 50, multi_label)
+        there = select_detections(predictions.cuda(), 0.4, 0.5, 50, multi_label)
+        for one, other in zip(here, there, strict=True):
+            assert other.boxes_xyxy.device.type == "cpu"
+            assert torch.equal(one.boxes_xyxy, other.boxes_xyxy)
+            assert torch.equal(one.scores, other.scores)
+            assert torch.equal(one.labels, other.labels)
+            assert one.capped == other.capped
