@@ -28,7 +28,7 @@ from hvdyolo.utils.cores import available_cores
 from hvdyolo.utils.errors import UsageError
 
 ACCUMULATION = 2
-PACE = Pace(warm=16, timed=64)  # a round takes seconds; loaders have a few batches ready before it
+PACE = Pace(warm=16, timed=48)  # a round takes seconds; loaders have a few batches ready before it
 ROUNDS = 3
 NETWORK, SIZE = "yolov5s", 640
 _UTILISATION_MILLISECONDS = 100
@@ -148,7 +148,7 @@ def show_parts(data: Path, batch: int, precision: str, gpus: int) -> None:
             str(BIN / "mpirun"), "-np", str(gpus), "--bind-to", "none",
             sys.executable, str(HERE / "train_parts.py"), "--data", str(data), "--description", NETWORK,
             "--size", str(SIZE), "--batch", str(batch), "--precision", precision,
-            "--steps", "30", "--profile",
+            "--steps", "20", "--profile",
         ],
         env=os.environ | as_root(),
         check=True,
