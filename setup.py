@@ -70,18 +70,24 @@ PROCESSORS = {
     "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mprefer-vector-width=512"],
 }
 # Loops are vectorised only where no operation can trap or set errno, and at half the speed if the branches of
-# sigmoid's limits are threaded through them.
+# limits are threaded through them.
 VECTORISED = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-fno-thread-jumps"]
+SOURCES = {
+    "batch_norm_silu": ["-fopenmp"],
+    # Without contraction a processor that can fuse operations rounds as others do.
+    "colours": ["-ffp-contract=off"],
+}
 NATIVE = [
     Extension(
-        f"hvdyolo.ops.native.batch_norm_silu_{processor}",
-        ["hvdyolo/ops/native/batch_norm_silu.c"],
+        f"hvdyolo.ops.native.{source}_{processor}",
+        [f"hvdyolo/ops/native/{source}.c"],
         depends=["hvdyolo/ops/native/batch_norm_silu_pieces.h"],
-        extra_compile_args=["-std=gnu11", "-fopenmp", *VECTORISED, *options],
-        extra_link_args=["-fopenmp"],
+        extra_compile_args=["-std=gnu11", *VECTORISED, *of_source, *of_processor],
+        extra_link_args=of_source,
         optional=True,
     )
-    for processor, options in PROCESSORS.items()
+    for source, of_source in SOURCES.items()
+    for processor, of_processor in PROCESSORS.items()
 ]
 
 setup(

@@ -103,8 +103,8 @@ class AugmentConfig:
     resolution: 10 to 18 % of the decoding less, pixels of photographs differ by 1.2 of 255 on average."""
     colours: Literal["auto", "device", "workers"] = "auto"
     """Where colours are changed and images mirrored: on the batch where the network is, or in the loader's
-    workers, which needs OpenCV and is faster where the network is on a CPU: `auto` does so there. The two
-    differ by rounding, half a step of 255 on average."""
+    workers, by compiled functions, which is faster where the network is on a CPU: `auto` does so there. The
+    two differ by rounding, a quarter of a step of 255 on average."""
 
 
 @dataclass(frozen=True)

@@ -18,13 +18,13 @@ from torch import Tensor
 from hvdyolo.config import AugmentConfig, LoaderConfig
 from hvdyolo.data.ahead import Ahead
 from hvdyolo.data.buffers import SharedImages
-from hvdyolo.data.opencv import has_opencv, require_opencv
 from hvdyolo.data.order import BatchPlan
 from hvdyolo.data.reader import PackedSplit
 from hvdyolo.data.render import renderer
 from hvdyolo.data.train_part import Assign, Labels, LoadPart, MatchesT, TrainPart, TrainTask
 from hvdyolo.data.work import WorkResults
 from hvdyolo.data.worker_count import worker_count
+from hvdyolo.ops.colours import can_colour, require_colours
 
 InputSize = Callable[[int, int], int]
 """Of epoch and batch: side of the network's input."""
@@ -236,15 +236,15 @@ def check_packages(settings: AugmentConfig) -> None:
     """Check that what the settings need is installed, before any worker meets it.
 
     Raises:
-        UsageError: OpenCV is not.
+        UsageError: OpenCV is not, or functions were not compiled.
     """
     renderer(settings.resampling)
     if settings.colours == "workers":
-        require_opencv("augment.colours workers")
+        require_colours("augment.colours workers")
 
 
 def with_colours(settings: AugmentConfig, device: torch.device) -> AugmentConfig:
     """``settings`` with colours changed where that is fastest for a network on ``device``, unless said."""
     if settings.colours != "auto":
         return settings
-    return replace(settings, colours="workers" if device.type == "cpu" and has_opencv() else "device")
+    return replace(settings, colours="workers" if device.type == "cpu" and can_colour() else "device")

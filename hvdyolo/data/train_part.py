@@ -14,7 +14,6 @@ from hvdyolo.data.augment import AugmentedSample, augment
 from hvdyolo.data.buffers import SharedImages
 from hvdyolo.data.decoding import read_pixels, read_top
 from hvdyolo.data.format import CROWD
-from hvdyolo.data.opencv import mirror, scale_colours
 from hvdyolo.data.order import RECENT, BatchPlan, SlotEntry
 from hvdyolo.data.outlines import Outlines
 from hvdyolo.data.parameters import draw_parameters
@@ -22,6 +21,7 @@ from hvdyolo.data.random import Purpose, sample_generator
 from hvdyolo.data.reader import DamagedSampleError, PackedSplit
 from hvdyolo.data.render import renderer
 from hvdyolo.data.resizing import resize_triangle
+from hvdyolo.ops.colours import mirror, scale_colours
 from hvdyolo.ops.letterbox import FILL, fit_letterbox
 
 Labels = NDArray[np.float32]

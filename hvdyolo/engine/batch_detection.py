@@ -39,8 +39,8 @@ from hvdyolo.utils.create_once import remove_leftovers
 from hvdyolo.utils.errors import DataError, Preempted, UsageError
 from hvdyolo.utils.files import storage_errors
 
-# Beyond this many, lanes wait for the interpreter's lock more than they gain: start more ranks, or jobs. Beside
-# a GPU they do little else than what holds it: an H200 detected 388 images a second with 4, 262 with 12.
+# Beyond this many, lanes wait for the interpreter's lock more than they gain: start more ranks, or jobs.
+# Beside a GPU they do little but what holds it: an H200 detected 388 images a second with 4, 262 with 12.
 _MOST_LANES = {"cpu": 16, "cuda": 4}
 _WATCH_INTERVAL = 0.5
 

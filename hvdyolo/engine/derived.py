@@ -14,7 +14,7 @@ from hvdyolo.engine.job import Job
 from hvdyolo.engine.journal import LOGGER
 from hvdyolo.engine.schedule import TrainingSchedule
 from hvdyolo.models.build import DetectionModel
-from hvdyolo.ops.batch_norm_silu import compiled_functions
+from hvdyolo.ops.compiled import compiled
 from hvdyolo.settings import config_as_yaml
 from hvdyolo.utils.files import write_atomically, write_json
 
@@ -32,7 +32,7 @@ def of_launch(job: Job, workers: int, colours: str, keeps_memory: bool) -> dict[
         colours: where they are changed.
         keeps_memory: that tensors have left.
     """
-    functions = compiled_functions()
+    functions = compiled("batch_norm_silu")
     return {
         "ranks": job.comm.world.size,
         "device": str(job.device),

@@ -5,33 +5,24 @@ kept for the backward pass instead of two.
 """
 
 import ctypes
-import sysconfig
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-_NATIVE = Path(__file__).parent / "native"
-_PROCESSORS = ("avx512", "avx2", "default")
-"""What there are versions for, the most capable first, named as torch names them."""
+from hvdyolo.ops.compiled import compiled
 
 _IS_BFLOAT16 = {torch.float32: False, torch.bfloat16: True}
 
 
 @dataclass(frozen=True)
 class Functions:
-    """The compiled functions; both return whether they found no memory.
+    """The compiled functions; both return whether they found no memory."""
 
-    Attributes:
-        processor: what they were compiled for.
-    """
-
-    processor: str
     forward: Callable[..., int]
     backward: Callable[..., int]
 
@@ -39,17 +30,8 @@ class Functions:
 @cache
 def compiled_functions() -> Functions | None:
     """Those for this processor, or nothing where this installation has none."""
-    capability = torch.backends.cpu.get_cpu_capability().lower()
-    fitting = _PROCESSORS[_PROCESSORS.index(capability) :] if capability in _PROCESSORS else _PROCESSORS[-1:]
-    for processor in fitting:
-        name = f"batch_norm_silu_{processor}{sysconfig.get_config_var('EXT_SUFFIX')}"
-        try:
-            # After torch, whose pool of OpenMP threads it then shares.
-            library = ctypes.CDLL(str(_NATIVE / name))
-        except OSError:
-            continue
-        return Functions(processor, *_declared(library))
-    return None
+    found = compiled("batch_norm_silu")
+    return None if found is None else Functions(*_declared(found.library))
 
 
 def _declared(library: ctypes.CDLL) -> tuple[Callable[..., int], Callable[..., int]]:

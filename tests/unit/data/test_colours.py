@@ -1,5 +1,6 @@
 """Colours changed by the loader's workers, and where they are changed if nobody says."""
 
+import subprocess
 import sys
 
 import numpy as np
@@ -7,18 +8,18 @@ import pytest
 import torch
 
 from hvdyolo.config import AugmentConfig
-from hvdyolo.data import opencv
-from hvdyolo.data.loader import with_colours
-from hvdyolo.data.opencv import mirror, scale_colours
+from hvdyolo.data.loader import check_packages, with_colours
+from hvdyolo.ops import colours as module
+from hvdyolo.ops.colours import mirror, scale_colours
 from hvdyolo.ops.pixels import prepare_images
+from hvdyolo.utils.errors import UsageError
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
 
 @pytest.fixture
-def without_opencv(monkeypatch: pytest.MonkeyPatch) -> None:
-    opencv._opencv.cache_clear()
-    monkeypatch.setitem(sys.modules, "cv2", None)
+def without_functions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "compiled", lambda name: None)
 
 
 @pytest.mark.parametrize(
@@ -43,7 +44,6 @@ def test_colours_by_hand(
 
 def test_workers_and_device_agree() -> None:
     random = np.random.default_rng(0)
-    # Many rows: more than are done at once.
     images = random.integers(0, 256, (8, 640, 320, 3), dtype=np.uint8)
     gains = (1 + random.uniform(-1, 1, (8, 3)) * [0.015, 0.7, 0.4]).astype(np.float32)
     flips = np.arange(8) % 2 == 1
@@ -53,12 +53,78 @@ def test_workers_and_device_agree() -> None:
         scale_colours(image, (hue, saturation, value))
         if flip:
             mirror(image)
-    difference = np.abs(images - expected)
-    # Without any change the mean is 33, with the wrong ones mirrored 74. A byte of hue is 2 degrees, or 8 of
-    # 255; just under 360 degrees it rounds to 0, which no factor turns: more there.
-    assert difference.mean() < 1
-    assert np.quantile(difference, 0.999) < 10
-    assert difference.max() < 25
+    # Rounded once: half a step, and what single precision loses.
+    assert np.abs(images - expected).max() < 0.501
+
+
+@pytest.mark.parametrize("pixels", [1, 7, 511, 512, 513, 1100])
+def test_every_pixel_is_changed_and_none_beside(pixels: int) -> None:
+    # Alone as among others; two pixels of the row before and after are not the image's.
+    row = np.random.default_rng(pixels).integers(0, 256, (1, pixels + 4, 3), dtype=np.uint8)
+    before, image = row.copy(), row[:, 2:-2]
+    single = np.concatenate([changed(image[:, i : i + 1].copy()) for i in range(pixels)], axis=1)
+    scale_colours(image, GAINS)
+    assert np.array_equal(image, single)
+    assert np.array_equal(row[:, :2], before[:, :2])
+    assert np.array_equal(row[:, -2:], before[:, -2:])
+
+
+GAINS = (1.01, 1.3, 0.8)
+
+
+def changed(image: np.ndarray) -> np.ndarray:
+    scale_colours(image, GAINS)
+    return image
+
+
+def test_no_gain_changes_no_byte() -> None:
+    levels = np.arange(0, 256, 5, dtype=np.uint8)
+    every = np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(1, -1, 3)
+    image = every.copy()
+    scale_colours(image, (1.0, 1.0, 1.0))
+    assert np.array_equal(image, every)
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 640, 641])
+def test_a_mirror_image(width: int) -> None:
+    image = np.random.default_rng(width).integers(0, 256, (5, width, 3), dtype=np.uint8)
+    expected = image[:, ::-1].copy()
+    mirror(image)
+    assert np.array_equal(image, expected)
+
+
+@pytest.mark.parametrize("image", [np.zeros((4, 8, 3), np.uint8)[:, ::2], np.zeros((4, 8, 3), np.float32)])
+def test_what_is_not_one_piece_of_bytes_is_not_touched(image: np.ndarray) -> None:
+    with pytest.raises(AssertionError):
+        mirror(image)
+    with pytest.raises(AssertionError):
+        scale_colours(image, GAINS)
+
+
+def test_every_processor_makes_the_same_bytes() -> None:
+    script = """
+import sys, numpy as np
+from hvdyolo.ops.colours import scale_colours
+from hvdyolo.ops.compiled import compiled
+image = np.random.default_rng(0).integers(0, 256, (300, 301, 3), dtype=np.uint8)
+scale_colours(image, (1.013, 1.37, 0.81))
+print(compiled("colours").processor, hash(image.tobytes()))
+"""
+    here = torch.backends.cpu.get_cpu_capability().lower()
+    assert here in PROCESSORS
+    found = {}
+    for processor in PROCESSORS[: PROCESSORS.index(here) + 1]:
+        environment = {"ATEN_CPU_CAPABILITY": processor, "PYTHONHASHSEED": "0", "PATH": ""}
+        done = subprocess.run(
+            [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
+        )
+        version, bytes_hash = done.stdout.split()
+        found[version] = bytes_hash
+    assert list(found) == PROCESSORS[: PROCESSORS.index(here) + 1]
+    assert len(set(found.values())) == 1
+
+
+PROCESSORS = ["default", "avx2", "avx512"]
 
 
 def test_a_cpu_s_workers_change_colours() -> None:
@@ -69,9 +135,15 @@ def test_a_gpu_changes_colours_itself() -> None:
     assert with_colours(AugmentConfig(), GPU).colours == "device"
 
 
-@pytest.mark.usefixtures("without_opencv")
-def test_without_opencv_the_device_changes_colours() -> None:
+@pytest.mark.usefixtures("without_functions")
+def test_without_compiled_functions_the_device_changes_colours() -> None:
     assert with_colours(AugmentConfig(), CPU).colours == "device"
+
+
+@pytest.mark.usefixtures("without_functions")
+def test_workers_without_compiled_functions_are_refused() -> None:
+    with pytest.raises(UsageError, match=r"augment\.colours workers .* compiler"):
+        check_packages(AugmentConfig(colours="workers"))
 
 
 @pytest.mark.parametrize("device", [CPU, GPU])

@@ -15,6 +15,7 @@ from torch.nn.functional import silu
 from hvdyolo.models.blocks import Conv
 from hvdyolo.ops import batch_norm_silu as module
 from hvdyolo.ops.batch_norm_silu import batch_norm_silu, can_fuse, compiled_functions
+from hvdyolo.ops.compiled import compiled
 
 PIECE = 32768  # values, in the C file
 
@@ -65,9 +66,10 @@ def assert_near(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance
 
 def test_the_environment_has_compiled_them() -> None:
     # Everything below would be about torch's own otherwise.
-    functions = compiled_functions()
-    assert functions is not None
-    assert functions.processor == torch.backends.cpu.get_cpu_capability().lower()
+    found = compiled("batch_norm_silu")
+    assert found is not None
+    assert found.processor == torch.backends.cpu.get_cpu_capability().lower()
+    assert compiled_functions() is not None
 
 
 @settings(deadline=None, max_examples=60)
@@ -310,7 +312,7 @@ def test_every_version_that_can_run_here_gives_the_same(capability: str) -> None
     script = f"""
 import torch
 from tests.unit.ops.test_batch_norm_silu import *
-assert compiled_functions().processor == {capability!r}, compiled_functions()
+assert compiled("batch_norm_silu").processor == {capability!r}
 for dtype, tolerance in ((torch.float32, 3e-6), (torch.bfloat16, 1 / 128)):
     x, gradient = (activation(2, 24, 33, 31, seed=seed).to(dtype) for seed in (0, 1))
     x, norm = x.requires_grad_(), norm_of(24)
@@ -328,7 +330,7 @@ for dtype, tolerance in ((torch.float32, 3e-6), (torch.bfloat16, 1 / 128)):
 
 
 def test_no_memory_is_an_error_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    failing = module.Functions("default", lambda *_: -1, lambda *_: -1)
+    failing = module.Functions(lambda *_: -1, lambda *_: -1)
     monkeypatch.setattr(module, "compiled_functions", lambda: failing)
     with pytest.raises(MemoryError):
         batch_norm_silu(activation(2, 16, 5, 5), norm_of(16))
@@ -339,9 +341,12 @@ def test_a_library_that_does_not_load_is_none(monkeypatch: pytest.MonkeyPatch) -
         raise OSError(path)
 
     monkeypatch.setattr(ctypes, "CDLL", refuse)
-    compiled_functions.cache_clear()
+    caches = (compiled, compiled_functions)
+    for cache in caches:
+        cache.cache_clear()
     try:
-        assert compiled_functions() is None
+        assert compiled("batch_norm_silu") is None
         assert not can_fuse(norm_of(16), activation(2, 16, 5, 5))
     finally:
-        compiled_functions.cache_clear()
+        for cache in caches:
+            cache.cache_clear()
