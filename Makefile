@@ -39,7 +39,7 @@ demo: env ## draw a dataset, pack it, train on two ranks, evaluate, detect
 test: env ## all tests; SLURM's where SLURM is installed
 	@$(AS_ROOT) $(BIN)/python -m pytest $(TESTS) --ignore=tests/parallel -n $(JOBS) --dist loadfile --no-loadscope-reorder --durations=10 $(PYTEST)
 
-lint: env ## ruff, mypy --strict, import-linter, shellcheck
+lint: env ## ruff, mypy --strict, import-linter, C warnings, shellcheck
 	@scripts/lint.sh
 
 format: env ## let ruff format the Python files

@@ -24,6 +24,7 @@ check "ruff check" "$BIN/ruff" check .
 check "ruff format" "$BIN/ruff" format --check .
 check "mypy --strict" "$BIN/mypy"
 check "import-linter" "$BIN/lint-imports"
+check "C compiler's warnings" "${CC:-cc}" -std=gnu11 -Wall -Wextra -Werror -fopenmp -fsyntax-only hvdyolo/ops/native/*.c
 mapfile -t scripts < <(shell_scripts | sort)
 check "shellcheck (${#scripts[@]} scripts)" "$BIN/shellcheck" -x "${scripts[@]}"
 
