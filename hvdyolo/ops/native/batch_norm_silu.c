@@ -62,6 +62,13 @@ static inline float sigmoid(float x) {
   return 1.0f / (1.0f + e * power);
 }
 
+/* The sums of what is `period` long, for each of `channels`. */
+static void fold(const float *restrict sums, long channels, long period, double *restrict into) {
+  for (long c = 0; c < channels; c++) into[c] = 0;
+  for (long i = 0; i < period; i += channels)
+    for (long c = 0; c < channels; c++) into[c] += sums[i + c];
+}
+
 #define VALUE float
 #define LOAD(value) (value)
 #define STORE(value) (value)
@@ -111,7 +118,7 @@ int batch_norm_silu_forward(const void *x, void *y, const float *weight, const f
                             double eps, int is_bfloat16, int threads) {
   const long values = rows * channels, period = period_of(channels);
   const long length = period * (period < PIECE ? PIECE / period : 1), pieces = (values + length - 1) / length;
-  float *repeated = malloc(3 * period * sizeof *repeated);
+  float *repeated = malloc(2 * period * sizeof *repeated);
   double *sums = malloc(pieces * 2 * channels * sizeof *sums);
   if (!repeated || !sums) {
     free(repeated);

@@ -16,12 +16,8 @@ static void NAMED(moments)(const VALUE *restrict x, long n, const float *restric
       square[j] += difference * difference;
     }
   }
-  for (long c = 0; c < 2 * channels; c++) into[c] = 0;
-  for (long i = 0; i < period; i += channels)
-    for (long c = 0; c < channels; c++) {
-      into[c] += sum[i + c];
-      into[channels + c] += square[i + c];
-    }
+  fold(sum, channels, period, into);
+  fold(square, channels, period, into + channels);
 }
 
 static void NAMED(output)(const VALUE *restrict x, VALUE *restrict y, long n, const float *restrict scale,
@@ -53,12 +49,8 @@ static void NAMED(z_gradient)(const VALUE *restrict x, const VALUE *restrict of_
       product[j] += gradient * (value - mean[j]);
     }
   }
-  for (long c = 0; c < 2 * channels; c++) into[c] = 0;
-  for (long i = 0; i < period; i += channels)
-    for (long c = 0; c < channels; c++) {
-      into[c] += sum[i + c];
-      into[channels + c] += product[i + c];
-    }
+  fold(sum, channels, period, into);
+  fold(product, channels, period, into + channels);
 }
 
 /* In place of the gradient of z. `of_z` is followed by the factors of x and the constants. */
