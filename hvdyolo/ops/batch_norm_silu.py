@@ -5,8 +5,6 @@ kept for the backward pass instead of two.
 """
 
 import ctypes
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache
 from typing import Any, TypeGuard
 
@@ -19,27 +17,19 @@ from hvdyolo.ops.compiled import compiled
 _IS_BFLOAT16 = {torch.float32: False, torch.bfloat16: True}
 
 
-@dataclass(frozen=True)
-class Functions:
-    """The compiled functions; both return whether they found no memory."""
-
-    forward: Callable[..., int]
-    backward: Callable[..., int]
-
-
 @cache
-def compiled_functions() -> Functions | None:
-    """Those for this processor, or nothing where this installation has none."""
+def compiled_functions() -> ctypes.CDLL | None:
+    """Those for this processor, which return whether there was no memory; nothing where there are none."""
     found = compiled("batch_norm_silu")
-    return None if found is None else Functions(*_declared(found.library))
-
-
-def _declared(library: ctypes.CDLL) -> tuple[Callable[..., int], Callable[..., int]]:
+    if found is None:
+        return None
     address, count, real, number = ctypes.c_void_p, ctypes.c_long, ctypes.c_double, ctypes.c_int
-    forward, backward = library.batch_norm_silu_forward, library.batch_norm_silu_backward
-    forward.argtypes = (*[address] * 7, count, count, real, real, number, number)
-    backward.argtypes = (address, address, count, *[address] * 4, count, count, number, number)
-    return forward, backward
+    library = found.library
+    library.batch_norm_silu_forward.argtypes = (*[address] * 7, count, count, real, real, number, number)
+    library.batch_norm_silu_backward.argtypes = (
+        address, address, count, *[address] * 4, count, count, number, number
+    )  # fmt: skip
+    return library
 
 
 def can_fuse(norm: nn.Module, x: Tensor) -> TypeGuard[nn.BatchNorm2d]:
@@ -87,7 +77,7 @@ class _BatchNormSilu(torch.autograd.Function):
         channels = x.shape[1]
         y, statistics = torch.empty_like(x), weight.new_empty(4, channels)
         _call(
-            "forward",
+            "batch_norm_silu_forward",
             *map(Tensor.data_ptr, (x, y, weight, bias, running_mean, running_variance, statistics)),
             *(x.numel() // channels, channels, momentum, eps, _IS_BFLOAT16[x.dtype]),
         )
@@ -105,7 +95,7 @@ class _BatchNormSilu(torch.autograd.Function):
         x_gradient = torch.empty_like(x)
         weight_gradient, bias_gradient = statistics.new_empty(channels), statistics.new_empty(channels)
         _call(
-            "backward",
+            "batch_norm_silu_backward",
             *(x.data_ptr(), y_gradient.data_ptr(), stride),
             *map(Tensor.data_ptr, (x_gradient, weight_gradient, bias_gradient, statistics)),
             *(x.numel() // channels, channels, _IS_BFLOAT16[x.dtype]),
