@@ -76,6 +76,7 @@ SOURCES = {
     "batch_norm_silu": ["-fopenmp"],
     # Without contraction a processor that can fuse operations rounds as others do.
     "colours": ["-ffp-contract=off"],
+    "bilinear": [],
 }
 NATIVE = [
     Extension(

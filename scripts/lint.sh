@@ -24,7 +24,14 @@ check "ruff check" "$BIN/ruff" check .
 check "ruff format" "$BIN/ruff" format --check .
 check "mypy --strict" "$BIN/mypy"
 check "import-linter" "$BIN/lint-imports"
-check "C compiler's warnings" "${CC:-cc}" -std=gnu11 -Wall -Wextra -Werror -fopenmp -fsyntax-only hvdyolo/ops/native/*.c
+# For any processor, and for those that parts are written for.
+processors=("")
+if [[ $(uname -m) == x86_64 ]]; then processors+=("-mavx2"); fi
+for processor in "${processors[@]}"; do
+  # shellcheck disable=SC2086  # no processor is no argument
+  check "C compiler's warnings $processor" \
+    "${CC:-cc}" -std=gnu11 -Wall -Wextra -Werror -fopenmp -fsyntax-only $processor hvdyolo/ops/native/*.c
+done
 mapfile -t scripts < <(shell_scripts | sort)
 check "shellcheck (${#scripts[@]} scripts)" "$BIN/shellcheck" -x "${scripts[@]}"
 

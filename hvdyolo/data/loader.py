@@ -24,7 +24,7 @@ from hvdyolo.data.render import renderer
 from hvdyolo.data.train_part import Assign, Labels, LoadPart, MatchesT, TrainPart, TrainTask
 from hvdyolo.data.work import WorkResults
 from hvdyolo.data.worker_count import worker_count
-from hvdyolo.ops.colours import can_colour, require_colours
+from hvdyolo.ops.compiled import compiled, require_compiled
 
 InputSize = Callable[[int, int], int]
 """Of epoch and batch: side of the network's input."""
@@ -240,11 +240,12 @@ def check_packages(settings: AugmentConfig) -> None:
     """
     renderer(settings.resampling)
     if settings.colours == "workers":
-        require_colours("augment.colours workers")
+        require_compiled("colours", "augment.colours workers")
 
 
 def with_colours(settings: AugmentConfig, device: torch.device) -> AugmentConfig:
     """``settings`` with colours changed where that is fastest for a network on ``device``, unless said."""
     if settings.colours != "auto":
         return settings
-    return replace(settings, colours="workers" if device.type == "cpu" and can_colour() else "device")
+    by_workers = device.type == "cpu" and compiled("colours") is not None
+    return replace(settings, colours="workers" if by_workers else "device")

@@ -32,15 +32,6 @@ def require_opencv(setting: str) -> None:
         ) from None
 
 
-def resize_bilinear(image: Pixels, target: Pixels) -> None:
-    """Fill ``target`` (h, w, 3) with ``image`` (H, W, 3), between the two nearest pixels each way."""
-    if image.shape == target.shape:
-        target[...] = image
-        return
-    height, width = target.shape[:2]
-    _opencv().resize(image, (width, height), dst=target)
-
-
 def warp_bilinear(image: Pixels, to_target: Matrix, target: Pixels) -> None:
     """Fill ``target`` (h, w, 3) with ``image`` under a matrix, grey where there is nothing.
 

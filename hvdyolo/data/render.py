@@ -8,9 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from hvdyolo.data.opencv import require_opencv, resize_bilinear, warp_bilinear
+from hvdyolo.data.opencv import require_opencv, warp_bilinear
 from hvdyolo.data.placement import Homography, Matrix, Tile, View, uncovered
 from hvdyolo.data.resizing import resize_triangle
+from hvdyolo.ops.bilinear import resize_bilinear
+from hvdyolo.ops.compiled import require_compiled
 from hvdyolo.ops.letterbox import FILL
 
 Pixels = NDArray[np.uint8]
@@ -62,12 +64,13 @@ def renderer(resampling: Resampling) -> Renderer:
     - ``exact`` does as published: images at the network's size on a canvas, and one warp of that.
 
     Raises:
-        UsageError: it needs OpenCV, which is not there.
+        UsageError: it needs OpenCV or compiled functions, which are not there.
     """
     if resampling == "triangle":
         return Renderer(View.zoomed, resize_triangle, _warp_pillow)
     require_opencv(f"augment.resampling {resampling}")
     if resampling == "bilinear":
+        require_compiled("bilinear", "augment.resampling bilinear")
         return Renderer(View.zoomed, resize_bilinear, warp_bilinear)
     return Renderer(View.unzoomed, resize_triangle, warp_bilinear)
 

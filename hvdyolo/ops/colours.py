@@ -6,28 +6,9 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from hvdyolo.ops.compiled import compiled
-from hvdyolo.utils.errors import UsageError
+from hvdyolo.ops.compiled import address_of_pixels, compiled
 
 Pixels = NDArray[np.uint8]
-
-
-def can_colour() -> bool:
-    """Whether this installation has the functions."""
-    return compiled("colours") is not None
-
-
-def require_colours(setting: str) -> None:
-    """Refuse a setting that needs the functions where there are none.
-
-    Raises:
-        UsageError: says how to get them.
-    """
-    if not can_colour():
-        raise UsageError(
-            f"{setting} needs functions that were not compiled when hvdyolo was installed: install a C "
-            "compiler and hvdyolo again."
-        )
 
 
 def scale_colours(image: Pixels, gains: tuple[float, float, float]) -> None:
@@ -58,8 +39,6 @@ def _library() -> ctypes.CDLL:
 
 
 def _address(image: Pixels) -> int:
-    assert image.dtype == np.uint8
-    assert image.shape[2] == 3
     assert image.flags.c_contiguous
     assert image.flags.writeable
-    return image.ctypes.data
+    return address_of_pixels(image)

@@ -6,7 +6,11 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+
+from hvdyolo.utils.errors import UsageError
 
 _NATIVE = Path(__file__).parent / "native"
 _PROCESSORS = ("avx512", "avx2", "default")
@@ -39,3 +43,24 @@ def compiled(name: str) -> Compiled | None:
         except OSError:
             continue
     return None
+
+
+def require_compiled(name: str, setting: str) -> None:
+    """Refuse a setting that needs functions which are not there.
+
+    Raises:
+        UsageError: says how to get them.
+    """
+    if compiled(name) is None:
+        raise UsageError(
+            f"{setting} needs functions that were not compiled when hvdyolo was installed: install a C "
+            "compiler and hvdyolo again."
+        )
+
+
+def address_of_pixels(image: NDArray[np.uint8]) -> int:
+    """Where the first byte of (H, W, 3) is, whose rows are in one piece each."""
+    assert image.dtype == np.uint8
+    assert image.shape[2:] == (3,)
+    assert image.strides[1:] == (3, 1)
+    return image.ctypes.data

@@ -1,7 +1,7 @@
 """Colours changed by the loader's workers, and where they are changed if nobody says."""
 
-import subprocess
-import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ import torch
 
 from hvdyolo.config import AugmentConfig
 from hvdyolo.data.loader import check_packages, with_colours
-from hvdyolo.ops import colours as module
+from hvdyolo.ops import compiled as module
 from hvdyolo.ops.colours import mirror, scale_colours
 from hvdyolo.ops.pixels import prepare_images
 from hvdyolo.utils.errors import UsageError
@@ -18,8 +18,11 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
 
 @pytest.fixture
-def without_functions(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "compiled", lambda name: None)
+def without_functions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(module, "_NATIVE", tmp_path)
+    module.compiled.cache_clear()
+    yield
+    module.compiled.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -101,32 +104,6 @@ def test_what_is_not_one_piece_of_bytes_is_not_touched(image: np.ndarray) -> Non
         scale_colours(image, GAINS)
 
 
-def test_every_processor_makes_the_same_bytes() -> None:
-    script = """
-import sys, numpy as np
-from hvdyolo.ops.colours import scale_colours
-from hvdyolo.ops.compiled import compiled
-image = np.random.default_rng(0).integers(0, 256, (300, 301, 3), dtype=np.uint8)
-scale_colours(image, (1.013, 1.37, 0.81))
-print(compiled("colours").processor, hash(image.tobytes()))
-"""
-    here = torch.backends.cpu.get_cpu_capability().lower()
-    assert here in PROCESSORS
-    found = {}
-    for processor in PROCESSORS[: PROCESSORS.index(here) + 1]:
-        environment = {"ATEN_CPU_CAPABILITY": processor, "PYTHONHASHSEED": "0", "PATH": ""}
-        done = subprocess.run(
-            [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
-        )
-        version, bytes_hash = done.stdout.split()
-        found[version] = bytes_hash
-    assert list(found) == PROCESSORS[: PROCESSORS.index(here) + 1]
-    assert len(set(found.values())) == 1
-
-
-PROCESSORS = ["default", "avx2", "avx512"]
-
-
 def test_a_cpu_s_workers_change_colours() -> None:
     assert with_colours(AugmentConfig(), CPU).colours == "workers"
 
@@ -141,9 +118,11 @@ def test_without_compiled_functions_the_device_changes_colours() -> None:
 
 
 @pytest.mark.usefixtures("without_functions")
-def test_workers_without_compiled_functions_are_refused() -> None:
-    with pytest.raises(UsageError, match=r"augment\.colours workers .* compiler"):
-        check_packages(AugmentConfig(colours="workers"))
+@pytest.mark.parametrize("setting", ["colours workers", "resampling bilinear"])
+def test_what_needs_compiled_functions_is_refused_without(setting: str) -> None:
+    name, value = setting.split()
+    with pytest.raises(UsageError, match=rf"augment\.{setting} .* compiler"):
+        check_packages(AugmentConfig(**{name: value}))
 
 
 @pytest.mark.parametrize("device", [CPU, GPU])
