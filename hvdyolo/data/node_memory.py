@@ -6,8 +6,8 @@ only when it is whole: where the maker is killed, the next process starts over. 
 folder that nobody else can write to. They stay for the next job, until another is made and no process has
 them mapped any longer.
 
-A copy is compared with digests by every process that opens it. A process that is handed the bytes
-by another, as a loader worker is by its rank, maps what that one has compared.
+A copy is compared with digests by every process that finds it. A process that waited while it was made, or
+is handed the bytes by another, as a loader worker is by its rank, maps what that one has compared.
 """
 
 import fcntl
@@ -135,9 +135,10 @@ def _map_in(place: Path, origin: Origin, name: str) -> _Mapped | None:
             return mapped
         with _locked(path.parent):
             # Others may have waited for the same; whoever was first has put another file there.
-            if _look(path) == before:
+            made = _look(path)
+            if made == before:
                 return _make(path, origin)
-        return _map(path, origin)
+        return _map(path, origin, made)
     except OSError:
         return None  # it is full, cannot be written to, has no locks, or is somebody else's
 

@@ -100,9 +100,13 @@ def check():
     print("checks", flush=True)
     if what == "freeze":
         sys.stdin.readline()
+class Origin(FileOrigin):
+    def matches(self, data):
+        print("compares", flush=True)
+        return super().matches(data)
 print("ready", flush=True)
 sys.stdin.readline()
-found = node_memory.NodeMemory(FileOrigin(path, size, digest, check), "name")
+found = node_memory.NodeMemory(Origin(path, size, digest, check), "name")
 print("reads", opened.count(str(path)), found.copy, found.data[:] == bytes(range(256)) * 1000, flush=True)
 sys.stdin.readline()
 """
@@ -175,8 +179,12 @@ def test_who_waited_for_the_maker_finds_what_it_made(place: Path, child: Child) 
     go_on(waiting)
     with pytest.raises(subprocess.TimeoutExpired):
         waiting.communicate(timeout=1)
+    finding = child()
     go_on(maker)
-    assert waiting.communicate(timeout=60)[0].splitlines() == [f"reads 0 {folder(place) / 'name'} True"]
+    found = f"reads 0 {folder(place) / 'name'} True"
+    assert waiting.communicate(timeout=60)[0].splitlines() == [found]
+    go_on(finding)  # whose bytes may be those of an hour ago
+    assert finding.communicate(timeout=60)[0].splitlines() == ["compares", found]
 
 
 def cut(path: Path) -> None:
