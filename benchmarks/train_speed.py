@@ -39,7 +39,7 @@ from hvdyolo.data.synth import write_dataset
 HERE = Path(__file__).resolve().parent
 IMAGES = 2_000  # so that no round meets the end of an epoch
 BATCH, NOMINAL = 16, 64
-ROUNDS, ROUNDS_WITHOUT_LOADING = 5, 3
+ROUNDS, ROUNDS_WITHOUT_LOADING, ROUNDS_OF_EMULATION = 7, 3, 2
 # Of two ranks, whose speed differs more from launch to launch than from round to round.
 LAUNCHES, ROUNDS_A_LAUNCH = 3, 2
 PACE, SHORT = Pace(warm=4, timed=8), Pace(warm=4, timed=4)
@@ -151,9 +151,13 @@ def one_rank(bench: Bench) -> list[Claim]:
     )
     plain_steps = bench.plain("plain form, one batch", SHORT, "--repeat")
     our_steps = bench.hvdyolo("hvdyolo fp32, one batch", "--repeat", pace=SHORT)
-    # Emulated, one of the two is enough of a wait.
-    halves = {"": half} | ({", cached and fused loading": quick} if supported else {})
-    take_turns([plain, ours, alike, *halves.values()], ROUNDS)
+    if supported:
+        halves, beside_halves = {"": half, ", cached and fused loading": quick}, plain
+        take_turns([plain, ours, alike, *halves.values()], ROUNDS)
+    else:  # one of the two is enough of a wait, and some rounds of it
+        halves, beside_halves = {"": half}, bench.plain("plain form, beside bf16", PACE)
+        take_turns([plain, ours, alike], ROUNDS)
+        take_turns([beside_halves, half], ROUNDS_OF_EMULATION)
     take_turns([plain_steps, our_steps], ROUNDS_WITHOUT_LOADING)
     tell([plain, ours, alike, *halves.values(), plain_steps, our_steps])
     tell_ratio("without loading: fp32 / the plain form", our_steps, plain_steps)
@@ -162,7 +166,7 @@ def one_rank(bench: Bench) -> list[Claim]:
         claim("one rank: fp32 / the plain form", ours, plain, 1.3),
         claim("one rank: fp32, resampled as the plain form / the plain form", alike, plain, 1.3),
         *(
-            claim(f"one rank: bf16{remark}{loading} / the plain form", training, plain, 2.0)
+            claim(f"one rank: bf16{remark}{loading} / the plain form", training, beside_halves, 2.0)
             for loading, training in halves.items()
         ),
     ]

@@ -36,7 +36,8 @@ def complete_iou(a_cxcywh: Tensor, b_cxcywh: Tensor, eps: float = 1e-7) -> Tenso
     enclosing = torch.maximum(a[:, 2:], b[:, 2:]) - torch.minimum(a[:, :2], b[:, :2])
     diagonal = enclosing.square().sum(-1) + eps
     distance = (a_cxcywh[:, :2] - b_cxcywh[:, :2]).square().sum(-1)
-    angle = torch.atan(b_size[:, 0] / b_size[:, 1]) - torch.atan(a_size[:, 0] / a_size[:, 1])
+    # A height that underflows, as in a training that diverges, would make its own gradient 0 x infinity.
+    angle = torch.atan(b_size[:, 0] / b_size[:, 1]) - torch.atan(a_size[:, 0] / a_size[:, 1].clamp_min(eps))
     aspect = (4 / math.pi**2) * angle.square()
     with torch.no_grad():
         weight = aspect / (aspect - iou + (1 + eps))

@@ -95,3 +95,23 @@ def test_gradients_are_finite_for_far_and_flat_boxes() -> None:
     assert value.isfinite().all()
     assert a.grad is not None
     assert a.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("width", [1e-30, 1e-7, 1.0, 1e4])
+@pytest.mark.parametrize("height", [0.0, 1e-40, 1e-20, 1e-8])
+def test_gradients_are_finite_for_heights_that_underflow(width: float, height: float) -> None:
+    boxes = torch.tensor([[0.5, 0.5, width, height]], requires_grad=True)
+    found = complete_iou(boxes, torch.tensor([[0.5, 0.5, 2.0, 1.0]]))
+    found.sum().backward()
+    assert found.isfinite().all()
+    assert boxes.grad is not None
+    assert boxes.grad.isfinite().all()
+
+
+def test_small_heights_count_as_they_are() -> None:
+    boxes = torch.tensor([[0.0, 0.0, 1e-3, 1e-6]], dtype=torch.float64)
+    target = torch.tensor([[0.0, 0.0, 1.0, 1.0]], dtype=torch.float64)
+    aspect = 4 / math.pi**2 * (math.atan(1) - math.atan(1000)) ** 2
+    iou = 1e-9 / (1 + 1e-7)
+    expected = iou - aspect**2 / (aspect - iou + 1 + 1e-7)
+    assert complete_iou(boxes, target).item() == pytest.approx(expected, abs=1e-12)
