@@ -96,8 +96,8 @@ class AugmentConfig:
     """A mosaic's other images are any of the split, or of the last 8 that its slot of the batch held: a third
     of the decoding, at 1.2 MB of memory (640 pixels) for each of 8 images a slot."""
     resampling: Literal["triangle", "bilinear", "exact"] = "triangle"
-    """`triangle` resamples each image once and anti-aliased, `bilinear` once and without, in a third of the
-    time; `exact` warps a canvas as published. The last two need OpenCV."""
+    """`triangle` resamples each image once and anti-aliased, `bilinear` once and without, in a quarter of
+    the time; `exact` warps a canvas as published. The last two need OpenCV."""
     decoding: Literal["fine", "coarse"] = "fine"
     """`coarse` decodes JPEGs by a transform with fewer digits and does not interpolate colours of half the
     resolution: 10 to 18 % of the decoding less, pixels of photographs differ by 1.2 of 255 on average."""
