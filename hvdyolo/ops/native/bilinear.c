@@ -95,8 +95,9 @@ static void filter_quads_across(const uint8_t *restrict row, const quad *restric
                                 int16_t *restrict filtered) {
   const __m256i middle = _mm256_set1_epi8((char)MIDDLE);
   for (long i = 0; i < count; i++, filtered += 12) {
-    const __m256i windows = _mm256_loadu2_m128i((const __m128i *)(row + quads[i].start[1]),
-                                                (const __m128i *)(row + quads[i].start[0]));
+    const __m128i window = _mm_loadu_si128((const __m128i *)(row + quads[i].start[0]));
+    const __m128i next = _mm_loadu_si128((const __m128i *)(row + quads[i].start[1]));
+    const __m256i windows = _mm256_inserti128_si256(_mm256_castsi128_si256(window), next, 1);
     const __m256i pairs = _mm256_shuffle_epi8(_mm256_xor_si256(windows, middle), load(quads[i].pick));
     const __m256i sums = _mm256_maddubs_epi16(load(quads[i].weights), pairs);
     _mm_storeu_si128((__m128i *)filtered, _mm256_castsi256_si128(sums));
