@@ -39,7 +39,7 @@ from hvdyolo.data.synth import write_dataset
 HERE = Path(__file__).resolve().parent
 IMAGES = 2_000  # so that no round meets the end of an epoch
 BATCH, NOMINAL = 16, 64
-ROUNDS, ROUNDS_WITHOUT_LOADING, ROUNDS_OF_EMULATION = 7, 3, 2
+ROUNDS, ROUNDS_WITHOUT_LOADING, ROUNDS_OF_EMULATION = 5, 2, 1
 # Of two ranks, whose speed differs more from launch to launch than from round to round.
 LAUNCHES, ROUNDS_A_LAUNCH = 3, 2
 PACE, SHORT = Pace(warm=4, timed=8), Pace(warm=4, timed=4)
@@ -154,7 +154,7 @@ def one_rank(bench: Bench) -> list[Claim]:
     if supported:
         halves, beside_halves = {"": half, ", cached and fused loading": quick}, plain
         take_turns([plain, ours, alike, *halves.values()], ROUNDS)
-    else:  # one of the two is enough of a wait, and some rounds of it
+    else:  # one of the two is enough of a wait, and one round of it
         halves, beside_halves = {"": half}, bench.plain("plain form, beside bf16", PACE)
         take_turns([plain, ours, alike], ROUNDS)
         take_turns([beside_halves, half], ROUNDS_OF_EMULATION)
