@@ -152,7 +152,7 @@ def packing(source: Path, work: Path, encoded: list[bytes], images: int, rounds:
         "decoders": [],
         "free": [],
     }
-    with ProcessPoolExecutor(2, get_context("fork"), _hold, (encoded,)) as decoders:
+    with ProcessPoolExecutor(2, get_context("fork"), hold, (encoded,)) as decoders:
         for number in range(rounds):
             bare = decoding(decoders, 1, images // 8)
             one = images / pack(source, work / "packed", 1, ranks=1)
@@ -190,7 +190,7 @@ def packing(source: Path, work: Path, encoded: list[bytes], images: int, rounds:
 _held: list[bytes] = []
 
 
-def _hold(encoded: list[bytes]) -> None:
+def hold(encoded: list[bytes]) -> None:
     """In each decoder's own memory."""
     _held.extend(bytes(bytearray(each)) for each in encoded)
 

@@ -3,19 +3,23 @@
     python benchmarks/data_workers.py
 
 The consumer does nothing with the batches. Loaders with one and with two workers take turns in one run;
-whichever waits has filled its queue and sleeps.
+whichever waits has filled its queue and sleeps. Beside it is told how far two bare decoders, which share
+nothing, get against one in the same rounds: what the machine's second core is worth.
 """
 
 import os
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import torch
 from claims import Claim, report
-from data_augment import SIZE, assign_nothing, draw_and_pack
+from data_augment import DRAWN, SIZE, assign_nothing, draw_and_pack
+from data_pack import decoding, hold
 
 from hvdyolo.config import AugmentConfig, LoaderConfig
 from hvdyolo.data.loader import TrainLoader
@@ -30,6 +34,8 @@ BATCHES_A_ROUND = 24
 PREFETCH = 2
 EPOCHS = 12
 SHORT_EPOCH = 16  # batches
+DECODED = 400  # images of a bare decoder in a round
+SETTLE_SECONDS = 1.0  # in which the loader that had its turn fills its queue
 
 
 def main() -> int:
@@ -51,19 +57,26 @@ def main() -> int:
 
 def two_against_one(split: PackedSplit) -> float:
     """Median over rounds of the ratio of their speeds."""
+    encoded = [split.read(index) for index in range(DRAWN)]
     loaders = {workers: load(split, workers, len(split)) for workers in (1, 2)}
-    streams = {workers: iter(loader) for workers, loader in loaders.items()}
     seconds: dict[int, list[float]] = {workers: [] for workers in loaders}
-    for _ in range(ROUNDS):
-        for workers, stream in streams.items():
-            for _ in range(PREFETCH + 1):
-                next(stream)  # what was ready from the last round
-            started = time.perf_counter()
-            for _ in range(BATCHES_A_ROUND):
-                next(stream)
-            seconds[workers].append(time.perf_counter() - started)
+    bare: dict[int, list[float]] = {decoders: [] for decoders in loaders}
+    with ProcessPoolExecutor(2, get_context("fork"), hold, (encoded,)) as decoders:
+        decoding(decoders, 2, len(encoded))  # they are forked before there are loaders
+        streams = {workers: iter(loader) for workers, loader in loaders.items()}
+        for _ in range(ROUNDS):
+            for workers, stream in streams.items():
+                time.sleep(SETTLE_SECONDS)
+                bare[workers].append(decoding(decoders, workers, DECODED))
+                for _ in range(PREFETCH + 1):
+                    next(stream)  # what was ready from the last round
+                started = time.perf_counter()
+                for _ in range(BATCHES_A_ROUND):
+                    next(stream)
+                seconds[workers].append(time.perf_counter() - started)
     for workers, rounds in seconds.items():
         print(f"{workers} workers: {BATCH * BATCHES_A_ROUND / np.median(rounds):.0f} images/s")
+    print(f"two bare decoders / one: {np.median(np.array(bare[2]) / np.array(bare[1])):.3f} x")
     for loader in loaders.values():
         loader.close()
     return float(np.median(np.array(seconds[1]) / np.array(seconds[2])))
