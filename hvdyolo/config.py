@@ -97,7 +97,8 @@ class AugmentConfig:
     of the decoding, at 1.2 MB of memory (640 pixels) for each of 8 images a slot."""
     resampling: Literal["triangle", "bilinear", "exact"] = "triangle"
     """`triangle` resamples each image once and anti-aliased, `bilinear` once and without, in a quarter of
-    the time; `exact` warps a canvas as published. The last two need OpenCV."""
+    the time; `exact` warps a canvas as published. The last two need OpenCV, `bilinear` a C compiler
+    when hvdyolo is installed too."""
     decoding: Literal["fine", "coarse"] = "fine"
     """`coarse` decodes JPEGs by a transform with fewer digits and does not interpolate colours of half the
     resolution: 10 to 18 % of the decoding less, pixels of photographs differ by 1.2 of 255 on average."""

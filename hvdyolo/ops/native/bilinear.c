@@ -63,9 +63,9 @@ enum {
 
 /* How four pixels of the target are made, two from each of two windows. */
 typedef struct {
-  int32_t start[2];      /* of the windows in the row */
-  uint8_t pick[32];      /* bytes of the window, for each value the first and the second */
-  uint8_t weights[32];   /* of these */
+  int32_t start[2];    /* of the windows in the row */
+  uint8_t pick[32];    /* bytes of the window, for each value the first and the second */
+  uint8_t weights[32]; /* of these */
 } quad;
 
 static quad quad_of(const place *columns, long x, long width, long source_width) {
