@@ -3,9 +3,10 @@
 Each mode trains the recipe ``yolov5n_bccd`` once with each seed, by one process with one thread, two runs
 at a time, and is scored on ``test``. The difference of a mode from ``exact`` is taken seed by seed. About 25
 minutes for two runs on two quiet cores, so hours in all: a run that has ended is not done again, and an
-interrupted one resumes.
+interrupted one resumes. Words of the kind ``--section.key VALUE`` are settings of all runs.
 
     python benchmarks/study_augment.py --work DIR [--seeds 5] [--modes exact fused cached-fused triangle]
+        [--together 2]
 """
 
 import argparse
@@ -28,7 +29,6 @@ MODES = {
     "cached-fused": [*FUSED, "--augment.partners", "recent"],
 }
 BAR = -0.02
-TOGETHER = 2  # runs at a time, a core each
 
 
 def main() -> int:
@@ -37,15 +37,16 @@ def main() -> int:
     parser.add_argument("--work", type=Path, required=True, help="packed data and runs; begun runs resume")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--modes", nargs="+", choices=[*MODES], default=[*MODES])
-    options = parser.parse_args()
+    parser.add_argument("--together", type=int, default=2, help="runs at a time, a core each")
+    options, settings = parser.parse_known_args()
     if "exact" not in options.modes:
         parser.error("the others are compared with exact, which has to be among the modes")
     options.work.mkdir(parents=True, exist_ok=True)
     data = pack(options.work)
     # By seed first: what an interrupted study has done is paired.
     runs = [(mode, seed) for seed, mode in product(range(options.seeds), options.modes)]
-    with ThreadPoolExecutor(TOGETHER) as pool:
-        precisions = list(pool.map(lambda one: measure(*one, options.work.resolve(), data), runs))
+    with ThreadPoolExecutor(options.together) as pool:
+        precisions = list(pool.map(lambda one: measure(*one, options.work.resolve(), data, settings), runs))
     found = dict(zip(runs, precisions, strict=True))
     by_mode = {mode: [found[mode, seed] for seed in range(options.seeds)] for mode in options.modes}
     print("\n".join(table(by_mode)))
@@ -60,23 +61,13 @@ def main() -> int:
     )
 
 
-def measure(mode: str, seed: int, work: Path, data: Path) -> float:
+def measure(mode: str, seed: int, work: Path, data: Path, settings: Sequence[str]) -> float:
     """AP on ``test`` of one training."""
     directory = work / f"{mode}-{seed}"
     if not (directory / "scores-test.json").exists():
         words = ["--config", "yolov5n_bccd", "--data", data, "--run", directory, "--train.seed", seed]
-        run(
-            [
-                BIN / "hvdyolo",
-                "train",
-                *words,
-                *MODES[mode],
-                "--distributed.threads",
-                1,
-                "--loader.workers",
-                0,
-            ]
-        )
+        words += ["--distributed.threads", 1, "--loader.workers", 0, *MODES[mode], *settings]
+        run([BIN / "hvdyolo", "train", *words])
         score(directory, data, "test")
     precision = float(json.loads((directory / "scores-test.json").read_text())["ap"])
     print(f"{mode}, seed {seed}: AP {precision:.4f}", flush=True)

@@ -27,11 +27,13 @@ class Renderer:
     """One way to resample.
 
     Attributes:
+        shrinks: whether images of any size may be drawn; if not, none larger than the output.
         view: of a homography, the canvas's side and the output's.
         resize: fills its second argument (h, w, 3) with its first (H, W, 3).
         warp: the second resampling, where there is one.
     """
 
+    shrinks: bool
     view: Callable[[Homography, int, int], View]
     resize: Callable[[Pixels, Pixels], None]
     warp: Warp
@@ -59,7 +61,7 @@ class Renderer:
 def renderer(resampling: Resampling) -> Renderer:
     """The renderer of a setting.
 
-    - ``triangle`` resamples each image once, anti-aliased, into its place in the output.
+    - ``triangle`` resamples each image once, whatever its size, anti-aliased, into its place in the output.
     - ``bilinear`` does so without anti-aliasing: an image of the network's size is shrunk to half at most.
     - ``exact`` does as published: images at the network's size on a canvas, and one warp of that.
 
@@ -67,12 +69,12 @@ def renderer(resampling: Resampling) -> Renderer:
         UsageError: it needs OpenCV or compiled functions, which are not there.
     """
     if resampling == "triangle":
-        return Renderer(View.zoomed, resize_triangle, _warp_pillow)
+        return Renderer(True, View.zoomed, resize_triangle, _warp_pillow)
     require_opencv(f"augment.resampling {resampling}")
     if resampling == "bilinear":
         require_compiled("bilinear", "augment.resampling bilinear")
-        return Renderer(View.zoomed, resize_bilinear, warp_bilinear)
-    return Renderer(View.unzoomed, resize_triangle, warp_bilinear)
+        return Renderer(False, View.zoomed, resize_bilinear, warp_bilinear)
+    return Renderer(False, View.unzoomed, resize_triangle, warp_bilinear)
 
 
 def _warp_pillow(image: Pixels, to_target: Matrix, target: Pixels) -> None:

@@ -81,7 +81,8 @@ class _TrainImages:
     """
 
     split: PackedSplit
-    image_size: int
+    largest: int | None
+    """Longer side of the images that are handed out: larger ones are shrunk first; ``None``: as they are."""
     max_pixels: int
     policy: Literal["raise", "skip"]
     decoded: dict[int, NDArray[np.uint8]] | None
@@ -95,11 +96,11 @@ class _TrainImages:
         return len(self.split)
 
     def size(self, index: int) -> tuple[int, int]:
-        """Of the image as it is handed out: larger ones come at the network's size, as in evaluation."""
+        """Of the image as it is handed out, shrunk as evaluation does it."""
         height, width = self.split.size(index)
-        if max(height, width) <= self.image_size:
+        if self.largest is None or max(height, width) <= self.largest:
             return height, width
-        fit = fit_letterbox(height, width, self.image_size)
+        fit = fit_letterbox(height, width, self.largest)
         return fit.resized_height, fit.resized_width
 
     def image(self, index: int, rows: int) -> NDArray[np.uint8] | None:
@@ -198,11 +199,14 @@ class LoadPart(Generic[MatchesT]):
 
     def _load(self, entry: SlotEntry, output: NDArray[np.uint8]) -> _LoadedSlot:
         generator = sample_generator(self.plan.seed, entry.epoch, entry.position, Purpose.AUGMENTATION)
+        drawn_by = renderer(self.augment.resampling)
         decoded = self.decoded if self.plan.partners == "recent" else None
+        # What is kept takes memory, and what cannot be shrunk while it is drawn has to be before.
+        largest = None if drawn_by.shrinks and decoded is None else self.image_size
         coarse = self.augment.decoding == "coarse"
-        images = _TrainImages(self.split, self.image_size, self.max_pixels, self.damaged, decoded, coarse)
+        images = _TrainImages(self.split, largest, self.max_pixels, self.damaged, decoded, coarse)
         parameters = draw_parameters(self.augment, entry.sample, entry.partners, generator)
-        sample = augment(images, parameters, renderer(self.augment.resampling), output)
+        sample = augment(images, parameters, drawn_by, output)
         if entry.sample in images.damaged:
             # Its partners go too: they have turns of their own.
             output.fill(FILL)

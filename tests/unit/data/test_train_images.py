@@ -1,17 +1,23 @@
-"""Photographs that training augments come at the network's size, as in evaluation."""
+"""Photographs as training augments them: as they are stored, or shrunk to the network's size first."""
 
 import itertools
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 from hvdyolo.config import AugmentConfig, LoaderConfig
+from hvdyolo.data.augment import augment
 from hvdyolo.data.decoding import read_pixels
 from hvdyolo.data.images import MOST_PIXELS, resize
 from hvdyolo.data.loader import TrainLoader
 from hvdyolo.data.order import BatchPlan
+from hvdyolo.data.parameters import draw_parameters
+from hvdyolo.data.random import Purpose, sample_generator
 from hvdyolo.data.reader import PackedSplit
+from hvdyolo.data.render import Resampling, renderer
 from hvdyolo.data.train_part import _TrainImages
 from hvdyolo.ops.letterbox import fit_letterbox
 
@@ -28,6 +34,35 @@ def test_large_ones_are_brought_to_it_by_the_rule_of_evaluation(synthetic: Path)
         assert found is not None
         difference = np.abs(found.astype(int) - expected)
         assert (difference.max(), (difference > 0).mean() < 0.01) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("resampling", "partners", "largest"),
+    [("triangle", "any", None), ("triangle", "recent", 96), ("bilinear", "any", 96), ("exact", "any", 96)],
+)
+def test_only_what_draws_any_size_and_keeps_none_has_them_as_they_are(
+    synthetic: Path, resampling: Resampling, partners: Literal["any", "recent"], largest: int | None
+) -> None:
+    split = PackedSplit(synthetic, "train")
+    settings = AugmentConfig(mosaic=0, resampling=resampling, partners=partners, colours="device")
+    plan = BatchPlan(len(split), batch=4, seed=0, partners=partners)
+    loader = TrainLoader(
+        split,
+        plan,
+        LoaderConfig(image_size=96, workers=0),
+        settings,
+        assign=lambda *_: None,
+        rank=0,
+        size=1,
+        epochs=1,
+    )
+    images = _TrainImages(split, largest, MOST_PIXELS, "raise", None)
+    for entry, found in zip(plan.entries(0, 0, range(4)), next(iter(loader)).images.numpy(), strict=True):
+        generator = sample_generator(plan.seed, entry.epoch, entry.position, Purpose.AUGMENTATION)
+        parameters = draw_parameters(settings, entry.sample, entry.partners, generator)
+        expected = np.empty_like(found)
+        augment(images, parameters, renderer(resampling), expected)
+        np.testing.assert_array_equal(found, expected)
 
 
 def test_small_ones_stay_as_they_are(synthetic: Path) -> None:
