@@ -161,9 +161,10 @@ def _plan(source: Source, settings: PackSettings) -> list[ShardTask]:
 def _plan_split(split: str, images: Sequence[SourceImage], settings: PackSettings) -> list[ShardTask]:
     """Divide a split, shuffled once, into shards of about the same number of source bytes."""
     order = EpochOrder(len(images), _SHUFFLE_SEED).sample(0, np.arange(len(images))).tolist()
-    status = lru_cache(2)(_status)  # COCO has one file of labels for a split
-    sizes = np.array([status(images[place].path)[0] for place in order])
-    stamps = np.array([_stamp(images[place], status) for place in order], dtype=np.uint64)
+    status_of_labels = lru_cache(1)(_status)  # COCO has one file of them for a split
+    found = [_size_and_stamp(images[place], status_of_labels) for place in order]
+    sizes = np.array([size for size, _ in found])
+    stamps = np.array([stamp for _, stamp in found], dtype=np.uint64)
     runs = divide(len(images), int(sizes.sum()), settings.shard_bytes)
     return [
         ShardTask(
@@ -178,8 +179,12 @@ def _plan_split(split: str, images: Sequence[SourceImage], settings: PackSetting
     ]
 
 
-def _stamp(image: SourceImage, status: Callable[[Path], tuple[int, int]]) -> int:
-    """Digest of the files of an image, 64 bits."""
-    files = [path for path in (image.path, image.annotation) if path is not None]
-    text = "".join("{} {} {}\n".format(path, *status(path)) for path in files)
-    return xxhash.xxh3_64_intdigest(text.encode(errors="surrogateescape"))
+def _size_and_stamp(
+    image: SourceImage, status_of_labels: Callable[[Path], tuple[int, int]]
+) -> tuple[int, int]:
+    """Bytes of an image, and a digest of its files, 64 bits. A file is asked for its status once."""
+    size, changed = _status(image.path)
+    text = f"{image.path} {size} {changed}\n"
+    if image.annotation is not None:
+        text += "{} {} {}\n".format(image.annotation, *status_of_labels(image.annotation))
+    return size, xxhash.xxh3_64_intdigest(text.encode(errors="surrogateescape"))

@@ -21,6 +21,7 @@ from hvdyolo.data.sources.source import (
     checked_names,
     first_few,
     image_files,
+    listing,
     read_labels,
     repeated_images,
 )
@@ -61,7 +62,8 @@ class YoloSource:
         }
         if not self.splits:
             raise UsageError(f"{path} names no images under train, val or test.")
-        used = {image.annotation for images in self.splits.values() for image in images if image.annotation}
+        images = [image for images in self.splits.values() for image in images]
+        used = {str(image.annotation) for image in images if image.annotation is not None}
         self.findings = [*findings, *repeated_images(self.splits), *layout.orphans(used)]
         self.lost = {}  # a row is of its file's image, and an image without labels is background
 
@@ -158,6 +160,7 @@ class _Layout:
         self._home = Path(os.path.normpath(path.absolute().parent))
         self._base = Path(os.path.normpath(self._home / str(values.get("path") or "")))
         self._label_folders: dict[Path, Path] = {}
+        self._label_files: dict[Path, frozenset[str]] = {}
 
     def resolve(self, entry: str, split: str) -> Path:
         """An entry is relative to 'path' if given, which is so to data.yaml; some are so to data.yaml."""
@@ -184,8 +187,22 @@ class _Layout:
             self._label_folders[images] = root.joinpath(*parts)
         return self._label_folders[images]
 
-    def orphans(self, used: Collection[Path]) -> list[Finding]:
-        """Label files in folders of labels whose image is not there: often misspelt or lost."""
+    def label_file(self, image: Path) -> Path | None:
+        """Where the labels of an image are, if there are any.
+
+        A folder is listed once: asking for each file would be as many calls of a metadata server, by each rank.
+        """
+        folder, name = self.label_folder(image.parent), f"{image.stem}.txt"
+        if folder not in self._label_files:
+            self._label_files[folder] = frozenset(listing(folder) if folder.is_dir() else ())
+        return folder / name if name in self._label_files[folder] else None
+
+    def orphans(self, used: Collection[str]) -> list[Finding]:
+        """Label files in folders of labels whose image is not there: often misspelt or lost.
+
+        Args:
+            used: paths of those that belong to an image.
+        """
         twins: dict[Path, Path] = {}
         findings = []
         # Folders before those in them: of what lies in a folder of labels, no image may be left.
@@ -194,7 +211,7 @@ class _Layout:
                 continue
             for folder, files in _text_files(labels, deep=labels != images):
                 beside = twins[folder] = images / folder.relative_to(labels)
-                unused = [path for path in files if path not in used]
+                unused = [Path(path) for path in files if path not in used]
                 # An image that is there and in no list was left out on purpose.
                 stems = _image_stems(beside) if unused else ()
                 findings += [
@@ -235,9 +252,8 @@ def _images(layout: _Layout, split: str, entries: Any, findings: list[Finding]) 
     common = os.path.commonpath(folders)
     images = []
     for image in found:
-        labels = layout.label_folder(image.parent) / f"{image.stem}.txt"
         name = str(image).removeprefix(common).lstrip(os.sep)
-        images.append(SourceImage(image, name, labels if labels.is_file() else None))
+        images.append(SourceImage(image, name, layout.label_file(image)))
     return sorted(images, key=lambda image: image.name)
 
 
@@ -258,14 +274,14 @@ def _listed(path: Path) -> list[Path]:
     return list(images.values())
 
 
-def _text_files(labels: Path, *, deep: bool) -> Iterator[tuple[Path, list[Path]]]:
-    """Of a folder, and those below it if ``deep``, the text files that may hold labels."""
+def _text_files(labels: Path, *, deep: bool) -> Iterator[tuple[Path, list[str]]]:
+    """Of a folder, and those below it if ``deep``, the paths of text files that may hold labels."""
     for root, folders, files in os.walk(labels):
         if not deep:
             folders.clear()
         folders.sort()
         names = sorted(name for name in files if name.endswith(".txt") and not name.startswith("."))
-        yield Path(root), [Path(root, name) for name in names if name != "classes.txt"]
+        yield Path(root), [os.path.join(root, name) for name in names if name != "classes.txt"]
 
 
 def _image_stems(folder: Path) -> set[str]:
