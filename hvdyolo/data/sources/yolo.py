@@ -190,7 +190,8 @@ class _Layout:
     def label_file(self, image: Path) -> Path | None:
         """Where the labels of an image are, if there are any.
 
-        A folder is listed once: asking for each file would be as many calls of a metadata server, by each rank.
+        A folder is listed once: asking for each file would be as many calls of a metadata server, and by
+        each rank.
         """
         folder, name = self.label_folder(image.parent), f"{image.stem}.txt"
         if folder not in self._label_files:
