@@ -282,7 +282,7 @@ def _text_files(labels: Path, *, deep: bool) -> Iterator[tuple[Path, list[str]]]
             folders.clear()
         folders.sort()
         names = sorted(name for name in files if name.endswith(".txt") and not name.startswith("."))
-        yield Path(root), [os.path.join(root, name) for name in names if name != "classes.txt"]
+        yield Path(root), [f"{root}/{name}" for name in names if name != "classes.txt"]
 
 
 def _image_stems(folder: Path) -> set[str]:
