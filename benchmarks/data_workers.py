@@ -29,7 +29,7 @@ from hvdyolo.data.workers import start_worker_server
 from hvdyolo.utils.freed_memory import keep_freed_memory
 
 BATCH = 16
-ROUNDS = 7
+ROUNDS = 13
 BATCHES_A_ROUND = 24
 PREFETCH = 2
 EPOCHS = 12
