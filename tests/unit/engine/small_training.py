@@ -67,7 +67,7 @@ def configuration(
         loader=LoaderConfig(image_size=64, workers=0),
         augment=AugmentConfig(mosaic=0.5, mixup=0.5, multi_scale=0.5),
         optimizer=OptimizerConfig(optimizer, nominal_batch=24, warmup_epochs=1.5, warmup_min_batches=0),
-        train=TrainConfig(epochs=EPOCHS, batch=8, patience=2, precision=precision, seed=4),
+        train=TrainConfig(epochs=EPOCHS, batch=8, patience=2, precision=precision, seed=1),
         # Untrained, it is sure of nothing: by default nothing would be found, and every AP be 0.
         evaluation=EvaluationConfig(batch=32, confidence=1e-5, max_boxes=100),
     )
