@@ -9,9 +9,8 @@ other, so that a slower minute slows all of them down:
 - two ranks against one, and, for comparison, two bare decoders against one.
 
 Packing has as many cores as the decoders: a rank alone is bound to one, as ``mpirun -np 1`` binds it, or the
-thread that writes would take part of a second. Two ranks are compared with that, a core each; beside it, as
-no claim, stands the ratio to one process that has both cores. Listing the source and starting processes are
-part of packing.
+thread that writes would take part of a second. Two ranks are compared with that, a core each, and with one
+process that has both cores, as users start it. Listing the source and starting processes are part of packing.
 
 And once, what a packed dataset takes on disk beyond the bytes of its JPEGs. Figures are medians over the
 rounds of the ratio within a round. About 5 minutes on two quiet cores; needs 4 GB on a local disk.
@@ -177,11 +176,13 @@ def packing(source: Path, work: Path, encoded: list[bytes], images: int, rounds:
             ratios["free"].append(ranks / free)
     middle = {name: statistics.median(values) for name, values in ratios.items()}
     print(f"two decoders side by side / one: {middle['decoders']:.3f}")
-    print(f"packing, mpirun -np 2 / one process, which writes on a second core: {middle['free']:.3f}")
     yield Claim("packing, one rank on one core / decoder", middle["one"], ">=", 0.8)
     yield Claim("packing, one rank, two processes / two decoders side by side", middle["two"], ">=", 0.8)
     yield Claim("packing, mpirun -np 2, a core each / two decoders side by side", middle["ranks"], ">=", 0.8)
     yield Claim("packing, mpirun -np 2 / mpirun -np 1, a core each", middle["scaling"], ">=", 1.7)
+    yield Claim(
+        "packing, mpirun -np 2 / one process, which writes on a second core", middle["free"], ">=", 1.7
+    )
     yield Claim("disk space beyond the JPEGs / JPEGs", sizes.allocated / sizes.images - 1, "<=", 0.002)
     print(f"length of all files beyond the JPEGs, holes included: {sizes.length / sizes.images - 1:.4f}")
 

@@ -27,16 +27,16 @@ class Renderer:
     """One way to resample.
 
     Attributes:
-        shrinks: whether images of any size may be drawn; if not, none larger than the output.
         view: of a homography, the canvas's side and the output's.
         resize: fills its second argument (h, w, 3) with its first (H, W, 3).
         warp: the second resampling, where there is one.
+        shrinks: whether images of any size may be drawn; if not, none larger than the output.
     """
 
-    shrinks: bool
     view: Callable[[Homography, int, int], View]
     resize: Callable[[Pixels, Pixels], None]
     warp: Warp
+    shrinks: bool
 
     def canvas(self, view: View, output: Pixels) -> Pixels:
         """Pixels of the view, whatever they are: ``output`` itself where it is the view."""
@@ -69,12 +69,12 @@ def renderer(resampling: Resampling) -> Renderer:
         UsageError: it needs OpenCV or compiled functions, which are not there.
     """
     if resampling == "triangle":
-        return Renderer(True, View.zoomed, resize_triangle, _warp_pillow)
+        return Renderer(View.zoomed, resize_triangle, _warp_pillow, shrinks=True)
     require_opencv(f"augment.resampling {resampling}")
     if resampling == "bilinear":
         require_compiled("bilinear", "augment.resampling bilinear")
-        return Renderer(False, View.zoomed, resize_bilinear, warp_bilinear)
-    return Renderer(False, View.unzoomed, resize_triangle, warp_bilinear)
+        return Renderer(View.zoomed, resize_bilinear, warp_bilinear, shrinks=False)
+    return Renderer(View.unzoomed, resize_triangle, warp_bilinear, shrinks=False)
 
 
 def _warp_pillow(image: Pixels, to_target: Matrix, target: Pixels) -> None:
