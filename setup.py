@@ -77,7 +77,10 @@ SOURCES = {
     # Without contraction a processor that can fuse operations rounds as others do.
     "colours": ["-ffp-contract=off"],
     "bilinear": [],
+    "weight_gradient": ["-fopenmp"],
 }
+# Others are for each; torch has a good one with AVX-512.
+ONLY_FOR = {"weight_gradient": {"avx2"}}
 NATIVE = [
     Extension(
         f"hvdyolo.ops.native.{source}_{processor}",
@@ -89,6 +92,7 @@ NATIVE = [
     )
     for source, of_source in SOURCES.items()
     for processor, of_processor in PROCESSORS.items()
+    if processor in ONLY_FOR.get(source, PROCESSORS)
 ]
 
 setup(

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from hvdyolo.ops.batch_norm_silu import batch_norm_silu, can_fuse
+from hvdyolo.ops.convolution import Convolution
 
 # As published; torch's own are 1e-5 and 0.1.
 NORM_EPS = 1e-3
@@ -39,7 +40,9 @@ class Conv(nn.Module):
     ) -> None:
         super().__init__()
         padding = kernel // 2 if padding is None else padding
-        self.conv = nn.Conv2d(inputs, outputs, kernel, stride, padding, groups=groups, bias=False)
+        self.conv: nn.Conv2d = Convolution(
+            inputs, outputs, kernel, stride, padding, groups=groups, bias=False
+        )
         self.bn: nn.Module = nn.BatchNorm2d(outputs, eps=NORM_EPS, momentum=NORM_MOMENTUM)
         self.act: nn.Module = SiLU() if activated else nn.Identity()
 
