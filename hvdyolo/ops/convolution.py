@@ -44,7 +44,8 @@ def compiled_function() -> Any:
 def can_compute_gradient(convolution: nn.Conv2d, x: Tensor) -> bool:
     """Whether the C function computes the weights' gradient, if ``convolution`` is applied to ``x`` now."""
     return (
-        torch.is_grad_enabled()
+        not torch.compiler.is_compiling()  # first: it cannot look at the number of threads
+        and torch.is_grad_enabled()
         and convolution.weight.requires_grad
         and convolution.kernel_size == (3, 3)
         and convolution.padding == (1, 1)
@@ -61,7 +62,6 @@ def can_compute_gradient(convolution: nn.Conv2d, x: Tensor) -> bool:
         and x.dim() == 4
         and x.is_contiguous(memory_format=torch.channels_last)
         and not torch.is_autocast_enabled("cpu")
-        and not torch.compiler.is_compiling()
         and compiled_function() is not None
     )
 
