@@ -218,8 +218,13 @@ def test_without_the_compiled_function_a_block_gives_the_same(monkeypatch: pytes
     x = normal(2, 16, 20, 20)
     own = Conv(16, 32, 3)
     torchs = copy.deepcopy(own)
+    calls = []
+    real = module.compiled_function()
+    if real is not None:
+        monkeypatch.setattr(module, "compiled_function", lambda: lambda *all: calls.append(1) or real(*all))
     y = own(x)
     y.sum().backward()
+    assert len(calls) == IS_AVX2
     monkeypatch.setattr(module, "compiled_function", lambda: None)
     expected = torchs(x)
     expected.sum().backward()
