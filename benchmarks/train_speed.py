@@ -8,9 +8,9 @@ processes that know nothing of each other and against torch's DDP. All are whole
 four batches; two ranks are also measured with a reduction after each batch. The plain form does not
 anti-alias when it resamples, so one rank is measured with ``augment.resampling bilinear`` too, which does not
 either; and bf16, beside which loading counts for more, with ``augment.partners recent`` and
-``augment.decoding coarse`` too. They take turns in rounds (``train_rounds.py``), trainings of two ranks in
-several launches; a figure is the median over rounds of the ratio within a round, its spread the least and
-the largest.
+``augment.decoding coarse`` too. They take turns in rounds (``train_rounds.py``) and in several launches, as
+two launches of one training can differ by a tenth; a figure is the median over rounds of the ratio within a
+round, its spread the least and the largest.
 
 The photographs are BCCD's, ten times over, from the folder that HVDYOLO_TEST_DATA names (by default
 ../shared/data), or drawn ones where it is missing.
@@ -39,10 +39,10 @@ from hvdyolo.data.synth import write_dataset
 HERE = Path(__file__).resolve().parent
 IMAGES = 2_000  # so that no round meets the end of an epoch
 BATCH, NOMINAL = 16, 64
-ROUNDS, ROUNDS_WITHOUT_LOADING, ROUNDS_OF_EMULATION = 5, 2, 1
-# Of two ranks, whose speed differs more from launch to launch than from round to round.
+# Speeds differ more from launch to launch than from round to round.
 LAUNCHES, ROUNDS_A_LAUNCH = 3, 2
-PACE, SHORT = Pace(warm=4, timed=8), Pace(warm=4, timed=4)
+ROUNDS_WITHOUT_LOADING, ROUNDS_OF_EMULATION = 2, 1
+PACE = Pace(warm=4, timed=4)
 # Where the processor computes bf16 by emulation, a batch takes as long as ten.
 PACE_OF_EMULATION = Pace(warm=1, timed=1)
 
@@ -85,11 +85,11 @@ class Bench:
             variables=as_root(),
         )
 
-    def plain(self, name: str, pace: Pace, *words: object) -> Training:
+    def plain(self, name: str, *words: object) -> Training:
         """The plain form with two threads."""
         return Training(
             name,
-            [[*self._command("plain_form.py", pace), "--threads", "2", "--batch", str(BATCH),
+            [[*self._command("plain_form.py", PACE), "--threads", "2", "--batch", str(BATCH),
               "--accumulation", str(NOMINAL // BATCH), *map(str, words)]],
             self._folder(name),
             members=1,
@@ -100,7 +100,7 @@ class Bench:
         return Training(
             name,
             [
-                [*self._command("train_ddp.py", SHORT, rank), "--ranks", "2", "--threads", "1",
+                [*self._command("train_ddp.py", PACE, rank), "--ranks", "2", "--threads", "1",
                  "--accumulation", str(accumulation), "--loader.workers", "1"]
                 for rank in range(2)
             ],
@@ -141,7 +141,7 @@ def main() -> int:
 def one_rank(bench: Bench) -> list[Claim]:
     """Against the plain form, with loading and without."""
     supported = torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    plain, ours = bench.plain("plain form", PACE), bench.hvdyolo("hvdyolo fp32")
+    plain, ours = bench.plain("plain form"), bench.hvdyolo("hvdyolo fp32")
     half_words = "--train.precision", "bf16", "--optimizer.nominal_batch", NOMINAL if supported else BATCH
     half_pace = PACE if supported else PACE_OF_EMULATION
     half = bench.hvdyolo("hvdyolo bf16", *half_words, pace=half_pace)
@@ -149,14 +149,14 @@ def one_rank(bench: Bench) -> list[Claim]:
     quick = bench.hvdyolo(
         "hvdyolo bf16, cached and fused loading", *half_words, *CACHED_FUSED, pace=half_pace
     )
-    plain_steps = bench.plain("plain form, one batch", SHORT, "--repeat")
-    our_steps = bench.hvdyolo("hvdyolo fp32, one batch", "--repeat", pace=SHORT)
+    plain_steps = bench.plain("plain form, one batch", "--repeat")
+    our_steps = bench.hvdyolo("hvdyolo fp32, one batch", "--repeat")
     if supported:
         halves, beside_halves = {"": half, ", cached and fused loading": quick}, plain
-        take_turns([plain, ours, alike, *halves.values()], ROUNDS)
+        take_turns([plain, ours, alike, *halves.values()], ROUNDS_A_LAUNCH, LAUNCHES)
     else:  # one of the two is enough of a wait, and one round of it
-        halves, beside_halves = {"": half}, bench.plain("plain form, beside bf16", PACE)
-        take_turns([plain, ours, alike], ROUNDS)
+        halves, beside_halves = {"": half}, bench.plain("plain form, beside bf16")
+        take_turns([plain, ours, alike], ROUNDS_A_LAUNCH, LAUNCHES)
         take_turns([beside_halves, half], ROUNDS_OF_EMULATION)
     take_turns([plain_steps, our_steps], ROUNDS_WITHOUT_LOADING)
     tell([plain, ours, alike, *halves.values(), plain_steps, our_steps])
@@ -179,12 +179,12 @@ def two_ranks(bench: Bench, nominal: int = NOMINAL) -> list[Claim]:
     ranks = bench.hvdyolo(
         f"two ranks, {every}",
         "--optimizer.nominal_batch", nominal, *ONE_THREAD,
-        pace=SHORT, launcher=MPIRUN, ranks=2,
+        launcher=MPIRUN, ranks=2,
     )  # fmt: skip
     alone = bench.hvdyolo(
         f"two processes, {every}",
         "--train.batch", BATCH // 2, "--optimizer.nominal_batch", nominal // 2, *ONE_THREAD,
-        pace=SHORT, alone=2,
+        alone=2,
     )  # fmt: skip
     ddp = bench.ddp(f"DDP with Gloo, {every}", accumulation)
     take_turns([alone, ranks, ddp], ROUNDS_A_LAUNCH, LAUNCHES)
