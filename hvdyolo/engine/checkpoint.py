@@ -2,9 +2,10 @@
 
 ``checkpoints/step-00012000/`` holds ``model``, ``ema`` and ``optimizer.safetensors``, ``state.json`` and
 ``MANIFEST.json`` with the SHA-256 of each. It is built under a temporary name, synced and renamed;
-``LATEST`` is replaced last. docs/checkpoints.md is the specification.
+``LATEST``, which names the one to go on from, is replaced last. docs/checkpoints.md is the specification.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -83,6 +84,8 @@ def save_checkpoint(
 ) -> Path:
     """Write a checkpoint into ``directory`` and drop all but the ``keep`` newest. One rank calls it.
 
+    Those of later steps go too: training went on from an older one, and they are not of its past.
+
     Raises:
         StorageError: it cannot be written; the one before it is untouched.
     """
@@ -98,22 +101,27 @@ def save_checkpoint(
         digests = {path.name: _sha256(path) for path in sorted(building.iterdir())}
         write_json(building / _MANIFEST, {"sha256": digests})
         if final.exists():  # this step was saved before: a stop right after a resume
-            shutil.rmtree(final)
+            # Not deleted: until the new one has its name, it may be the only one.
+            shutil.rmtree(_aside(final), ignore_errors=True)
+            os.rename(final, _aside(final))
         os.rename(building, final)
         sync_directory(directory)
     write_atomically(directory / LATEST, final.name + "\n")
     verify_checkpoint(final)
-    _drop_old(directory, keep)
+    _drop_old(directory, final, keep)
     return final
 
 
 def latest_checkpoint(directory: Path) -> Path | None:
-    """The newest checkpoint that verifies, or ``None`` if there is none at all.
+    """The checkpoint that ``LATEST`` names, else the newest that verifies; ``None`` if there is none at all.
 
     Raises:
         DataError: there are checkpoints and none of them verifies.
     """
     candidates = sorted(directory.glob("step-*"), reverse=True)
+    with contextlib.suppress(OSError, ValueError):  # no such file, or none that it names
+        named = directory / (directory / LATEST).read_text().strip()
+        candidates.insert(0, candidates.pop(candidates.index(named)))
     failure: DataError | None = None
     for candidate in candidates:
         try:
@@ -207,6 +215,15 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _drop_old(directory: Path, keep: int) -> None:
-    for old in sorted(directory.glob("step-*"))[:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
+def _drop_old(directory: Path, newest: Path, keep: int) -> None:
+    """Drop all but ``newest`` and those before it, ``keep`` in all."""
+    found = sorted(directory.glob("step-*"))
+    past = [path for path in found if path.suffix == "" and path <= newest]
+    for path in found:
+        if path not in past[-keep:]:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _aside(checkpoint: Path) -> Path:
+    """Where one waits while another takes its name; a checkpoint all the same."""
+    return checkpoint.with_suffix(".replaced")

@@ -1,6 +1,7 @@
 """Checkpoints are whole or absent, prove their content and bring everything back."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -145,6 +146,62 @@ def test_the_newest_are_kept_and_latest_names_the_newest(tmp_path: Path) -> None
     ]
     assert (tmp_path / "LATEST").read_text() == "step-00000010\n"
     assert latest_checkpoint(tmp_path) == tmp_path / "step-00000010"
+
+
+def steps(directory: Path) -> list[int]:
+    return sorted(int(path.name.removeprefix("step-")) for path in directory.glob("step-*"))
+
+
+def test_what_was_trained_after_an_older_checkpoint_goes_once_training_went_on_from_that(
+    tmp_path: Path,
+) -> None:
+    training = Training(seed=1)
+    for step in (1000, 2000, 3000):
+        training.save(tmp_path, step, keep=3)
+    training.save(tmp_path, 1100, keep=3)
+    assert steps(tmp_path) == [1000, 1100]
+    assert latest_checkpoint(tmp_path) == tmp_path / "step-00001100"
+    training.save(tmp_path, 1200, keep=1)
+    assert steps(tmp_path) == [1200]
+
+
+def test_latest_decides_and_where_it_names_nothing_the_newest(tmp_path: Path) -> None:
+    training = Training(seed=1)
+    one, two = training.save(tmp_path, 1), training.save(tmp_path, 2)
+    (tmp_path / "LATEST").write_text("step-00000001\n")
+    assert latest_checkpoint(tmp_path) == one
+    for content in ("step-00000009\n", "", "../elsewhere\n"):
+        (tmp_path / "LATEST").write_text(content)
+        assert latest_checkpoint(tmp_path) == two
+    (tmp_path / "LATEST").unlink()
+    assert latest_checkpoint(tmp_path) == two
+
+
+@pytest.mark.parametrize("renames", [0, 1, 2])
+def test_a_process_that_dies_as_it_saves_a_step_again_leaves_that_step(
+    tmp_path: Path, renames: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = Training(seed=1)
+    training.save(tmp_path, 12, keep=1)
+    really_rename, done = os.rename, 0
+
+    def rename(source: Path, target: Path) -> None:
+        nonlocal done
+        if done == renames:
+            raise KeyboardInterrupt
+        really_rename(source, target)
+        done += 1
+
+    with monkeypatch.context() as patch:
+        patch.setattr("hvdyolo.engine.checkpoint.os.rename", rename)
+        patch.setattr("hvdyolo.engine.checkpoint.write_atomically", lambda *_: rename(tmp_path, tmp_path))
+        with pytest.raises(KeyboardInterrupt):
+            training.save(tmp_path, 12, keep=1)
+    found = latest_checkpoint(tmp_path)
+    assert found is not None
+    assert read_state(found) == state(12)
+    training.save(tmp_path, 12, keep=1)
+    assert steps(tmp_path) == [12]
 
 
 def test_an_interrupted_write_is_invisible(tmp_path: Path) -> None:
