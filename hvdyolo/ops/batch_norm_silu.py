@@ -5,6 +5,7 @@ kept for the backward pass instead of two.
 """
 
 import ctypes
+from collections.abc import Iterator
 from functools import cache
 from typing import Any, TypeGuard
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from hvdyolo.ops.compiled import compiled
+from hvdyolo.ops.compiled import as_saved, compiled, holds_its_values
 
 _IS_BFLOAT16 = {torch.float32: False, torch.bfloat16: True}
 
@@ -40,13 +41,28 @@ def can_fuse(norm: nn.Module, x: Tensor) -> TypeGuard[nn.BatchNorm2d]:
         and norm.affine
         and norm.track_running_stats
         and norm.momentum is not None
-        and norm.weight.dtype == torch.float32
+        and holds_its_values(x)  # torch's compiler makes one of the two by itself
         and x.device.type == "cpu"
         and x.dtype in _IS_BFLOAT16
+        and x.dim() == 4
         and x.is_contiguous(memory_format=torch.channels_last)
         and x.numel() > x.shape[1]  # torch refuses a single value a channel, and says why
-        and not torch.compiler.is_compiling()  # torch's compiler makes one of the two by itself
+        and all(_is_a_number_each(numbers, x.shape[1]) for numbers in _numbers(norm))
         and compiled_functions() is not None
+    )
+
+
+def _numbers(norm: nn.BatchNorm2d) -> Iterator[Tensor | None]:
+    yield from (norm.weight, norm.bias, norm.running_mean, norm.running_var)
+
+
+def _is_a_number_each(numbers: Tensor | None, channels: int) -> bool:
+    """Whether these are what C takes them for."""
+    return (
+        numbers is not None
+        and numbers.shape == (channels,)
+        and numbers.dtype == torch.float32
+        and numbers.is_contiguous()
     )
 
 
@@ -88,6 +104,7 @@ class _BatchNormSilu(torch.autograd.Function):
     @once_differentiable
     def backward(context: Any, y_gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, statistics = context.saved_tensors
+        x = as_saved(x, y_gradient.dtype)
         channels = x.shape[1]
         stride = _place_stride(y_gradient)
         if stride is None:

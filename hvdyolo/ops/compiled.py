@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from hvdyolo.utils.errors import UsageError
 
@@ -56,6 +57,23 @@ def require_compiled(name: str, setting: str) -> None:
             f"{setting} needs functions that were not compiled when hvdyolo was installed: install a C "
             "compiler and hvdyolo again."
         )
+
+
+def holds_its_values(x: Tensor) -> bool:
+    """Whether functions may go by the address of ``x``: torch computes with it, now, and not just records.
+
+    A negative bit is a sign that the memory has not.
+    """
+    recorded = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    return not recorded and type(x) is Tensor and not x.is_neg()
+
+
+def as_saved(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """A (B, C, H, W) that was saved for a backward pass with channels last, as it was saved.
+
+    Hooks on saved tensors may bring it back in another layout.
+    """
+    return x.to(dtype).contiguous(memory_format=torch.channels_last)
 
 
 def address_of_pixels(image: NDArray[np.uint8]) -> int:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import conv2d
 
-from hvdyolo.ops.compiled import compiled
+from hvdyolo.ops.compiled import as_saved, compiled, holds_its_values
 
 _LANES, _OUTPUTS = 8, 4
 """Of the C file: channels and outputs must be multiples of them."""
@@ -22,12 +22,17 @@ _LEAST_TILES = 2
 
 
 class Convolution(nn.Conv2d):
-    """A convolution that is torch's, but for how its weights' gradient may be computed."""
+    """A convolution that is torch's, but for how its weights' gradient may be computed in training.
+
+    There it has no second derivatives.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
-        if can_compute_gradient(self, x):
-            return _Convolution.apply(x, self.weight, self.stride[0])  # type: ignore[no-any-return, no-untyped-call]
-        return super().forward(x)
+        weight = self.weight  # once: of a parametrized layer, each look computes it
+        if can_compute_gradient(self, weight, x):
+            return _Convolution.apply(x, weight, self.stride[0])  # type: ignore[no-any-return, no-untyped-call]
+        y: Tensor = self._conv_forward(x, weight, self.bias)
+        return y
 
 
 @cache
@@ -41,26 +46,27 @@ def compiled_function() -> Any:
     return function
 
 
-def can_compute_gradient(convolution: nn.Conv2d, x: Tensor) -> bool:
-    """Whether the C function computes the weights' gradient, if ``convolution`` is applied to ``x`` now."""
+def can_compute_gradient(convolution: nn.Conv2d, weight: Tensor, x: Tensor) -> bool:
+    """Whether the C function computes the gradient, if ``convolution`` applies ``weight`` to ``x``."""
     return (
-        not torch.compiler.is_compiling()  # first: it cannot look at the number of threads
+        convolution.training
         and torch.is_grad_enabled()
-        and convolution.weight.requires_grad
-        and convolution.kernel_size == (3, 3)
+        and weight.requires_grad
+        and holds_its_values(x)  # before the number of threads, at which torch's compiler cannot look
+        and x.device.type == "cpu"
+        and x.dtype == weight.dtype == torch.float32
+        and x.dim() == 4
+        and x.is_contiguous(memory_format=torch.channels_last)
+        and weight.shape[1:] == (x.shape[1], 3, 3)
+        and weight.shape[0] % _OUTPUTS == 0
+        and weight.shape[0] >= _OUTPUTS * _LEAST_TILES * torch.get_num_threads()
+        and x.shape[1] % _LANES == 0
         and convolution.padding == (1, 1)
         and convolution.padding_mode == "zeros"
         and convolution.stride[0] == convolution.stride[1]
         and convolution.dilation == (1, 1)
         and convolution.groups == 1
         and convolution.bias is None
-        and convolution.in_channels % _LANES == 0
-        and convolution.out_channels % _OUTPUTS == 0
-        and convolution.out_channels >= _OUTPUTS * _LEAST_TILES * torch.get_num_threads()
-        and x.device.type == "cpu"
-        and x.dtype == convolution.weight.dtype == torch.float32
-        and x.dim() == 4
-        and x.is_contiguous(memory_format=torch.channels_last)
         and not torch.is_autocast_enabled("cpu")
         and compiled_function() is not None
     )
@@ -77,6 +83,7 @@ class _Convolution(torch.autograd.Function):
     @once_differentiable
     def backward(context: Any, y_gradient: Tensor) -> tuple[Tensor | None, Tensor, None]:
         x, weight = context.saved_tensors
+        x = as_saved(x, y_gradient.dtype)
         y_gradient = y_gradient.contiguous(memory_format=torch.channels_last)
         x_gradient = None
         if context.needs_input_grad[0]:

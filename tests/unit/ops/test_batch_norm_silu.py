@@ -281,6 +281,10 @@ def test_what_torch_has_to_do() -> None:
     assert not can_fuse(nn.BatchNorm2d(16, momentum=None), x)
     assert not can_fuse(nn.SyncBatchNorm(16), x)
     assert not can_fuse(nn.Identity(), x)
+    assert not can_fuse(norm_of(8), x)
+    mixed = norm_of(16)
+    mixed.running_var = mixed.running_var.double()
+    assert not can_fuse(mixed, x)
 
 
 def test_without_compiled_functions_a_convolution_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,18 +2,20 @@
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.functional import conv2d
 
 from hvdyolo.models.blocks import Conv
 from hvdyolo.ops import convolution as module
 from hvdyolo.ops.compiled import compiled
-from hvdyolo.ops.convolution import Convolution, can_compute_gradient, compiled_function, weight_gradient
+from hvdyolo.ops.convolution import Convolution, compiled_function, weight_gradient
 
 IS_AVX2 = torch.backends.cpu.get_cpu_capability() == "AVX2"
 needs_avx2 = pytest.mark.skipif(not IS_AVX2, reason="torch's is used on this processor")
@@ -132,6 +134,10 @@ def layer(stride: int = 1) -> Convolution:
     return Convolution(16, 32, 3, stride, 1, bias=False)
 
 
+def can_compute_gradient(convolution: nn.Conv2d, x: Tensor) -> bool:
+    return module.can_compute_gradient(convolution, convolution.weight, x)
+
+
 def gradients(x: Tensor, convolution: Callable[[Tensor], Tensor], weight: Tensor) -> dict[str, Tensor | None]:
     weight.grad = x.grad = None
     y = convolution(x)
@@ -179,6 +185,46 @@ def test_no_gradient_of_an_input_that_needs_none() -> None:
 
 
 @needs_avx2
+def test_weights_decide_not_what_the_layer_once_was() -> None:
+    x, convolution = normal(2, 16, 9, 7), layer()
+    convolution.weight = nn.Parameter(convolution.weight[:24].detach().clone())
+    assert can_compute_gradient(convolution, x)
+    assert not can_compute_gradient(convolution, normal(2, 8, 9, 7))
+    y = convolution(x)
+    y.sum().backward()
+    assert convolution.weight.grad is not None
+    assert error(convolution.weight.grad, exact(x, torch.ones_like(y), 1)) < 2e-6
+
+
+def test_hooks_on_saved_tensors_may_change_their_layout() -> None:
+    x, block = normal(2, 16, 9, 7), Conv(16, 32, 3)
+    expected = copy.deepcopy(block)
+    expected(x).square().sum().backward()
+    with torch.autograd.graph.saved_tensors_hooks(Tensor.contiguous, lambda x: x):
+        y = block(x)
+    y.square().sum().backward()
+    for found, other in zip(block.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(found.grad, other.grad, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace:DeprecationWarning")
+def test_a_network_can_be_traced(tmp_path: Path) -> None:
+    block, x = Conv(16, 32, 3).eval(), normal(2, 16, 9, 7)
+    traced = torch.jit.trace(block, x, check_trace=False)
+    traced.save(tmp_path / "block.pt")
+    torch.testing.assert_close(torch.jit.load(tmp_path / "block.pt")(x), block(x))
+
+
+def test_shapes_alone_can_be_computed() -> None:
+    with FakeTensorMode():
+        block = Conv(16, 32, 3)
+        x = torch.empty(2, 16, 9, 7).contiguous(memory_format=torch.channels_last)
+        block(x).sum().backward()
+        assert block.conv.weight.grad is not None
+        assert block.conv.weight.grad.shape == (32, 16, 3, 3)
+
+
+@needs_avx2
 def test_what_torch_has_to_do() -> None:
     x, convolution = normal(2, 16, 20, 20), layer()
     assert can_compute_gradient(convolution, x)
@@ -201,6 +247,8 @@ def test_what_torch_has_to_do() -> None:
         Convolution(16, 30, 3, padding=1, bias=False),
     ):
         assert not can_compute_gradient(others, normal(2, others.in_channels, 20, 20))
+    assert not can_compute_gradient(copy.deepcopy(convolution).eval(), x)
+    assert not can_compute_gradient(convolution, x.as_subclass(nn.Parameter))
     with torch.no_grad():
         assert not can_compute_gradient(convolution, x)
     with torch.autocast("cpu", torch.bfloat16):
