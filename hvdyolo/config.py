@@ -19,7 +19,7 @@ class ModelConfig:
     Random weights if none."""
     freeze: str | None = None
     """What is held fixed, norms' statistics included: rows (`0-9, 12`), `backbone`, `neck`, `head`, patterns
-    of names (`*.bn.*`), with commas between them. Only what `weights` fill can be."""
+    of names (`*.bn.*`), with commas between them. Where there are `weights`, only what they fill can be."""
     auto_anchor: bool = True
     """Fit the anchors to the training boxes before the first epoch, where those that there are take 98 % of
     the boxes or less (`loss.anchor_threshold`) and fitted ones take more. A description that gives no anchors

@@ -30,7 +30,7 @@ _RULES: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
     ("train.log_every", "at least 1", lambda v: v >= 1),
     ("train.patience", "at least 1", lambda v: v is None or v >= 1),
     ("loader.image_size", "at least 32", lambda v: v >= 32),
-    ("loader.workers", "0 or more", lambda v: v is None or v >= 0),
+    ("loader.workers", "0 … 1024", lambda v: v is None or 0 <= v <= 1024),
     ("loader.prefetch", "at least 1", lambda v: v >= 1),
     ("loader.max_pixels", "at least 1", lambda v: v >= 1),
     ("augment.mosaic", "0 … 1", lambda v: 0 <= v <= 1),
@@ -87,12 +87,17 @@ _RULES: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
     ("detect.max_pixels", "at least 1", lambda v: v >= 1),
     ("detect.claim_expiry", "above 0", lambda v: v > 0),
     ("distributed.cycle_time", "above 0", lambda v: v is None or v > 0),
-    ("distributed.threads", "at least 1", lambda v: v is None or v >= 1),
+    ("distributed.threads", "1 … 1024", lambda v: v is None or 1 <= v <= 1024),
     ("watchdog.timeout", "above 0", lambda v: v > 0),
     ("watchdog.start_timeout", "above 0", lambda v: v > 0),
     # The counter of a lock moves every 5 seconds: it must be seen to stand still.
     ("watchdog.lock_expiry", "at least 10", lambda v: v >= 10),
 )
+
+
+# Larger whole numbers are no number of anything, and more than many functions of C take.
+_MOST, _MOST_OF_LARGE = 2**31 - 1, 2**63 - 1
+_LARGE = ("train.seed", "loader.max_pixels", "detect.max_pixels")
 
 
 def read_config(recipes: str | Sequence[str] | None, overrides: Sequence[str] = ()) -> Config:
@@ -157,6 +162,9 @@ def check_ranges(config: Config) -> None:
     for key, value in values.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise UsageError(f"Setting '{key}' must be a finite number, not {value}.")
+        most = _MOST_OF_LARGE if key in _LARGE else _MOST
+        if isinstance(value, int) and value > most:
+            raise UsageError(f"Setting '{key}' must be at most {most}, not {value}.")
     for key, valid, holds in _RULES:
         if not holds(values[key]):
             raise UsageError(f"Setting '{key}' must be {valid}, not {values[key]}.")

@@ -26,11 +26,16 @@ def check_devices(comm: Communicator, device: torch.device) -> None:
     """See that each rank has a device of its own, and all of one kind.
 
     Raises:
-        UsageError: on every rank; NCCL would hang or fail without a word of the cause.
+        UsageError: on every rank; NCCL would hang or fail without a word of the cause, and processors of two
+            kinds would soon have other weights.
     """
     name = str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else None
-    places = comm.gather_objects("devices", (comm.world.host, name))
-    if (mistake := find_mistake(places)) is not None:
+    instructions = torch.backends.cpu.get_cpu_capability()
+    gathered = comm.gather_objects("devices", (comm.world.host, name, instructions))
+    mistake = find_mistake([(host, gpu) for host, gpu, _ in gathered])
+    if mistake is None and name is None:
+        mistake = find_other_processor([(host, used) for host, _, used in gathered])
+    if mistake is not None:
         error = UsageError(mistake)
         error.agreed = True
         raise error
@@ -51,6 +56,22 @@ def find_mistake(places: Sequence[tuple[str, str | None]]) -> str | None:
             "it has GPUs."
         )
     return None
+
+
+def find_other_processor(places: Sequence[tuple[str, str]]) -> str | None:
+    """What is wrong with the processors of ranks: host and the instructions that torch uses there.
+
+    Each rank clips and applies the summed gradient by itself, and torch adds up in another order with wider
+    instructions: weights would differ in their last bits, and a comparison of them end the job.
+    """
+    hosts = {used: host for host, used in reversed(places)}  # the first of each
+    if len(hosts) == 1:
+        return None
+    where = " and ".join(f"with {used} on {host}" for used, host in sorted(hosts.items()))
+    return (
+        f"torch computes {where}, and gets other last digits; give the job nodes of one kind, or every rank "
+        "ATEN_CPU_CAPABILITY=avx2 (or default) in its environment."
+    )
 
 
 def torch_threads(device: torch.device, cores: int) -> int:

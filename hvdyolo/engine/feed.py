@@ -33,12 +33,14 @@ class Report:
 
     Attributes:
         stop: this rank was asked to stop.
-        losses: (3,) its shares of the last step's box, objectness and class terms.
+        losses: (3,) its shares of the box, objectness and class terms of some step.
+        losses_of: number of that step; ``None``: this attempt has taken none yet.
         weights: the digest of its weights, where they are due to be compared.
     """
 
     stop: bool
     losses: Tensor
+    losses_of: int | None = None
     weights: Tensor = field(default_factory=no_digest)
 
 
@@ -59,7 +61,8 @@ class Step:
         batches: this rank's parts of them.
         counts: images and matches over all ranks and batches of the step.
         stop: some rank was asked to stop before this step.
-        losses: (3,) the last step's box, objectness and class terms, summed over ranks.
+        losses: (3,) box, objectness and class terms of the step ``losses_of``, summed over ranks.
+        losses_of: two steps before this one, for its own are not known as its counts are sent around.
         weights_agree: all ranks reported the same digest of their weights.
     """
 
@@ -68,6 +71,7 @@ class Step:
     counts: StepCounts
     stop: bool
     losses: Tensor
+    losses_of: int | None
     weights_agree: bool
 
 
@@ -77,6 +81,7 @@ class UpcomingStep:
 
     range: StepRange | None
     batches: tuple[MicroBatch, ...]
+    losses_of: int | None
     pending: PendingSum
 
     @property
@@ -94,6 +99,7 @@ class UpcomingStep:
             counts=StepCounts(images=images[0], matches=matches),
             stop=bool(stop > 0),
             losses=losses,
+            losses_of=self.losses_of,
             weights_agree=all_agree(weights),
         )
 
@@ -154,7 +160,7 @@ class StepFeed:
             MicroBatch(batch, pad_matches(batch.matches, self._cells.of(batch.input_size)))
             for batch in batches
         )
-        return UpcomingStep(step, micro_batches, pending)
+        return UpcomingStep(step, micro_batches, report.losses_of, pending)
 
     def _counts(self, batch: TrainBatch[Matches]) -> Tensor:
         parts = batch.matches

@@ -141,7 +141,7 @@ class Learner:
         if self.skipped >= _MOST_SKIPPED_STEPS:
             error = InternalError(
                 f"The gradient was not finite in {self.skipped} steps in a row up to step {self.step}; "
-                "lower optimizer.lr or look at the data of these steps."
+                "look at the data of these steps, or train anew with a lower optimizer.lr."
             )
             error.agreed = True
             raise error

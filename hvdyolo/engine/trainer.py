@@ -204,7 +204,9 @@ class Trainer:
         """What the other ranks are told with the next step's counts."""
         due = self.comm.world.size > 1 and self.learner.step % _STEPS_BETWEEN_COMPARISONS == 0
         weights = weights_digest(*self._same_on_all_ranks) if due else no_digest()
-        return Report(self.stop.requested, self._losses, weights)
+        # Of the step that is being taken nothing is known yet.
+        losses_of = self.learner.step if self.learner.step > self._start.step else None
+        return Report(self.stop.requested, self._losses, losses_of, weights)
 
     def _require_agreement(self, weights_agree: bool) -> None:
         """Raise an :class:`InternalError` that names the first parameter that differs, and the ranks."""
@@ -281,8 +283,8 @@ class Trainer:
         """Raise the error that all ranks raise alike, if ``spoiled`` is a tensor on some of them."""
         names = self.comm.gather_objects("not finite", spoiled)
         error = InternalError(
-            f"{next(filter(None, names))} is not finite any more, so nothing of it is saved; resume from the "
-            "last checkpoint with a lower optimizer.lr."
+            f"{next(filter(None, names))} is not finite any more, so nothing of it is saved; train anew with "
+            "a lower optimizer.lr, from weights/last.safetensors by model.weights if they are worth it."
         )
         error.agreed = True
         raise error
@@ -341,17 +343,24 @@ class Trainer:
         LOGGER.warning("step %d was skipped: its gradient was not finite%s", self.learner.step, own)
 
     def _log_step(self, step: Step, window: Tally) -> None:
-        """Tell the speed since the last line and the losses of the step before ``step``."""
+        """Tell the speed since the last line, and the newest losses that came with ``step``, if any have."""
         assert step.range is not None
-        losses = dict(zip(_TERMS, _rounded(step.losses), strict=True))
+        known = step.losses_of is not None
+        losses = dict(zip(_TERMS, _rounded(step.losses), strict=True)) if known else {}
         speed = window.speed()
         LOGGER.info(
-            "epoch %d/%d  step %d  box %.4f  objectness %.4f  class %.4f  %.1f images/s  wait %.1f%%",
+            "epoch %d/%d  step %d  %s%.1f images/s  wait %.1f%%",
             step.range.epoch + 1, self.config.train.epochs, self.learner.step,
-            *losses.values(), *speed.values(),
+            "box {:.4f}  objectness {:.4f}  class {:.4f}  ".format(*losses.values()) if known else "",
+            *speed.values(),
         )  # fmt: skip
         if self._journal is not None:
-            values = {"lr": base_lr(self.learner.optimizer), **losses, **speed}
+            values = {
+                "lr": base_lr(self.learner.optimizer),
+                "losses_of_step": step.losses_of,
+                **losses,
+                **speed,
+            }
             self._journal.record("step", self.learner.step, step.range.epoch, values)
 
 

@@ -31,7 +31,12 @@ from hvdyolo.engine.learner import Learner
 from hvdyolo.engine.optimizer import build_optimizer
 from hvdyolo.engine.precision import gradient_scaler
 from hvdyolo.engine.preemption import StopRequest
-from hvdyolo.engine.run_directory import choose_checkpoint, describe_network, read_matching_state
+from hvdyolo.engine.run_directory import (
+    choose_checkpoint,
+    describe_network,
+    read_matching_state,
+    starts_afresh,
+)
 from hvdyolo.engine.schedule import StepRange, TrainingSchedule
 from hvdyolo.engine.trainer import Trainer
 from hvdyolo.engine.training_inputs import Inputs, check, check_weights
@@ -61,6 +66,7 @@ def train(config: Config, data: Path, run: Path, resume: str, dry_run: bool) -> 
         on_first_rank(job.comm, "weights", lambda: check_weights(config.model, run, resume))
         stage = None if dry_run else config.loader.stage
         inputs = on_every_rank(job.comm, "check", lambda: check(config, data, stage, job))
+        on_first_rank(job.comm, "weights", lambda: _try_weights(config, run, resume, inputs.training))
         if dry_run:
             on_first_rank(
                 job.comm, "run directory", lambda: _find_start(config, run, resume, inputs.training)
@@ -176,6 +182,12 @@ def _find_start(config: Config, run: Path, resume: str, training: PackedSplit) -
         network=describe_network(config),
     )
     return _Start(fresh, None)
+
+
+def _try_weights(config: Config, run: Path, resume: str, training: PackedSplit) -> None:
+    """Raise what :func:`_take_weights` would, before there is a run."""
+    if config.model.weights is not None and starts_afresh(run, resume):
+        transfer_weights(Path(config.model.weights), _build_model(config, training))
 
 
 def _build_model(config: Config, training: PackedSplit) -> DetectionModel:

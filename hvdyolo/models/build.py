@@ -18,6 +18,7 @@ from hvdyolo.utils.errors import DataError, MismatchError, UsageError
 from hvdyolo.utils.files import storage_errors, write_atomically
 
 FORMAT_VERSION = "1"
+_COCO_CLASSES = 80
 MOST_LEVELS = 5
 """The loss has balances for so many."""
 RESAMPLING = "triangle"
@@ -106,25 +107,28 @@ class DetectionModel(nn.Module):
 
 
 def build_model(
-    description: str | Path, classes: int = 80, *, names: Sequence[str] | None = None
+    description: str | Path, classes: int | None = None, *, names: Sequence[str] | None = None
 ) -> DetectionModel:
     """A network with random weights.
 
     Args:
         description: a shipped name such as ``yolov5s``, ``yolov5m6`` or ``yolov5n-p2`` (docs/models.md), or
             the path of a YOLOv5 YAML file.
-        classes: number of classes, COCO's by default; the file's own ``nc`` is not used.
+        classes: number of classes; by default as many as ``names``, else the description's ``nc``.
         names: their names; ``class0``, ``class1``, … by default.
 
     Raises:
         UsageError: there is no such description, or it does not make a network.
     """
-    if classes < 1:
+    values = read_description(description)
+    if classes is None:
+        classes = values.get("nc", _COCO_CLASSES) if names is None else len(names)
+    if type(classes) is not int or classes < 1:
         raise UsageError(f"A model needs at least one class, not {classes}.")
     names = [f"class{number}" for number in range(classes)] if names is None else names
     if len(names) != classes:
         raise UsageError(f"{len(names)} names were given for {classes} classes.")
-    values = {**read_description(description), "nc": classes}
+    values = {**values, "nc": classes}
     parsed = parse_description(values, str(description))
     if str(description) not in shipped_names():
         check_sizes(values, parsed)

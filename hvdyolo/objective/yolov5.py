@@ -4,6 +4,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from hvdyolo.config import LossConfig
@@ -40,14 +41,19 @@ def yolov5_loss(
         settings: gains and thresholds as published by default.
         class_weights: (C,) in place of ``settings.class_weights``, which may ask for a split's numbers.
 
+    Raises:
+        ValueError: targets are not what they should be.
+
     Returns:
         Scalars ``box``, ``obj`` and ``cls``, gains included, and ``total``, their sum times B.
     """
     settings = LossConfig() if settings is None else settings
     batch, _, height, width = images.shape
     levels = _raw_levels(model(images))
-    assigner = Assigner(model.strides, model.anchors_pixels.cpu().numpy(), settings.anchor_threshold)
-    rows = targets.detach().cpu().numpy().astype(np.float32)
+    # Through float32, for numpy has no bfloat16.
+    anchors = model.anchors_pixels.float().cpu().numpy()
+    assigner = Assigner(model.strides, anchors, settings.anchor_threshold)
+    rows = _checked(targets.detach().float().cpu().numpy(), batch, levels[0].shape[-1] - 5)
     labels = [rows[rows[:, 0] == image, 1:] for image in range(batch)]
     matches = assigner(labels, height, width)
     padded = pad_matches([matches], [level[..., 0].numel() for level in levels])
@@ -70,6 +76,19 @@ def yolov5_loss(
         "cls": terms.classification,
         "total": terms.total,
     }
+
+
+def _checked(rows: NDArray[np.float32], images: int, classes: int) -> NDArray[np.float32]:
+    """``rows`` of targets; any else would be left out, or spoil the loss, in silence."""
+    if rows.ndim != 2 or rows.shape[1] != 6:
+        raise ValueError(f"Targets are (n, 6): image, class, cx, cy, w, h; not {rows.shape}.")
+    for column, most, name in ((0, images, "images"), (1, classes, "classes")):
+        numbers = rows[:, column]
+        if not ((numbers >= 0) & (numbers < most) & (numbers % 1 == 0)).all():
+            raise ValueError(f"Targets have numbers of {name} beyond 0 … {most - 1}.")
+    if not np.isfinite(rows).all():
+        raise ValueError("Targets are not finite.")
+    return rows
 
 
 def _raw_levels(output: Any) -> list[Tensor]:

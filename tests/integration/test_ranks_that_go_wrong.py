@@ -56,6 +56,14 @@ learner.Learner.train_step, learner.detection_loss = watched, spoiled
 sys.exit(main(sys.argv[1:]))
 """
 
+OTHER_PROCESSOR = """
+import os, sys
+if os.environ["OMPI_COMM_WORLD_RANK"] == "1":
+    os.environ["ATEN_CPU_CAPABILITY"] = "default"  # as if it had none of the wider instructions
+from hvdyolo.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
 SMALL = [
     "--loader.image_size", "64", "--loader.workers", "1", "--optimizer.lr", "0.01",
     "--optimizer.warmup_epochs", "0", "--distributed.cycle_time", "1",
@@ -116,6 +124,17 @@ def test_nan_on_one_rank_is_skipped_by_all_never_saved_and_gives_up_in_the_end(
     assert {name: reduced[f"allreduce.{name}"] for name in gradients} == dict.fromkeys(gradients, steps)
     # The counts of the step that never comes are on their way when the job ends.
     assert steps <= reduced["allreduce.step"] <= steps + 1
+
+
+@pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() == "DEFAULT", reason="there is but one kind")
+def test_processors_that_round_otherwise_are_refused_without_a_run(launch, synthetic, tmp_path) -> None:
+    run = tmp_path / "run"
+    ended = launch.program(command(OTHER_PROCESSOR, synthetic, run), "mpirun", 2)
+    assert ended.code == 2, ended.output
+    told = [line for line in ended.output.splitlines() if line.startswith("hvdyolo:")]
+    assert len(told) == 1, ended.output
+    assert "ATEN_CPU_CAPABILITY=avx2" in told[0]
+    assert not run.exists()
 
 
 def reductions(timeline: Path) -> Counter[str]:

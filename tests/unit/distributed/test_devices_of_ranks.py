@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hvdyolo.distributed.device import check_devices, find_mistake, torch_threads
+from hvdyolo.distributed.device import check_devices, find_mistake, find_other_processor, torch_threads
 from hvdyolo.distributed.single import SingleProcess
 
 
@@ -42,3 +42,15 @@ def test_one_process_on_a_cpu_is_right() -> None:
 def test_threads_of_a_processor_are_not_asked_for_beside_a_gpu() -> None:
     assert torch_threads(torch.device("cpu"), cores=6) == 6
     assert torch_threads(torch.device("cuda", 1), cores=6) == 1
+
+
+def test_processors_of_one_kind() -> None:
+    assert find_other_processor([("a", "AVX2")]) is None
+    assert find_other_processor([("a", "AVX2"), ("b", "AVX2"), ("b", "AVX2")]) is None
+
+
+def test_processors_of_two_kinds_are_named_with_what_helps() -> None:
+    mistake = find_other_processor([("a", "AVX2"), ("c", "AVX2"), ("b", "AVX512")])
+    assert mistake is not None
+    assert "with AVX2 on a and with AVX512 on b" in mistake
+    assert "ATEN_CPU_CAPABILITY=avx2" in mistake

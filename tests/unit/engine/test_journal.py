@@ -2,9 +2,15 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+import pytest
+from small_training import attempt, configuration, one_thread_job
 
 from hvdyolo.engine.journal import Journal
+from hvdyolo.engine.learner import Learner
 
 
 def entries(run: Path) -> list[dict[str, object]]:
@@ -44,3 +50,28 @@ def test_a_resumed_run_drops_what_it_does_again(tmp_path: Path) -> None:
     assert [entry["step"] for entry in entries(tmp_path)] == [10, 20, 30]
     with open(tmp_path / "results.csv") as stream:
         assert [row["step"] for row in csv.DictReader(stream)] == ["10", "20", "30"]
+
+
+def test_losses_are_those_of_the_step_that_they_are_said_to_be_of(
+    synthetic: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, run = configuration(tmp_path, precision="fp32"), tmp_path / "run"
+    config = replace(config, train=replace(config.train, log_every=1))
+    train_step, found = Learner.train_step, {}
+
+    def noted(learner: Learner, *arguments: Any) -> Any:
+        losses = train_step(learner, *arguments)
+        found[learner.step] = losses.tolist()
+        return losses
+
+    monkeypatch.setattr(Learner, "train_step", noted)
+    with one_thread_job() as job:
+        done = attempt(config, synthetic, run, job, 4, monkeypatch)
+        assert done == 4
+        attempt(config, synthetic, run, job, 4, monkeypatch)
+    steps = [entry for entry in entries(run) if entry["kind"] == "step"]
+    assert [entry["losses_of_step"] for entry in steps] == [None, None, 1, 2, None, None, 5, 6]
+    for entry in steps:
+        losses = [entry.get(term) for term in ("box", "objectness", "classification")]
+        expected = found.get(entry["losses_of_step"], [None] * 3)
+        assert losses == pytest.approx(expected, abs=1e-6)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from small_training import attempt, configuration, one_thread_job, saved
 
+from hvdyolo.cli import main
 from hvdyolo.config import Config
 from hvdyolo.engine.derived import doubts
 from hvdyolo.engine.training_inputs import check_weights
@@ -37,6 +38,36 @@ def test_a_run_goes_on_without_the_file_it_began_with(
     assert saved(run)["model: model.0.conv.weight"] == frozen
     with pytest.raises(UsageError, match=r"model\.weights: there is no file .*start"):
         check_weights(config.model, tmp_path / "other", "auto")
+
+
+@pytest.mark.parametrize(
+    ("description", "code", "told"),
+    [("yolov5n", 2, "No tensor of"), ("own", 2, "model.freeze would hold"), (None, 65, "start.safetensors")],
+)
+def test_weights_that_are_of_no_use_are_refused_without_a_run(
+    synthetic: Path,
+    tmp_path: Path,
+    description: str | None,
+    code: int,
+    told: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    own, weights, run = (
+        configuration(tmp_path).model.description,
+        tmp_path / "start.safetensors",
+        tmp_path / "run",
+    )
+    if description is None:
+        weights.write_bytes(b"no weights")
+    else:
+        save_model(build_model(own if description == "own" else description, 7), weights)
+    line = ["train", "--config", "demo", "--data", synthetic, "--run", run, "--loader.image_size", 64]
+    line += ["--model.description", own, "--model.weights", weights, "--model.freeze", "0,head"]
+    for more in (["--dry-run"], []):
+        assert main([*map(str, line), *more]) == code
+        (words,) = capsys.readouterr().err.splitlines()
+        assert told in words
+    assert not run.exists()
 
 
 def told(*words: str, warmup_batches: int = 99) -> list[str]:

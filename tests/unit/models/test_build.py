@@ -9,6 +9,7 @@ import yaml
 from torch import Tensor, nn
 
 from hvdyolo.models.build import DetectionModel, build_model
+from hvdyolo.models.description import read_description
 from hvdyolo.utils.errors import UsageError
 
 # Published: billions of operations of one 640-pixel image, after fusion.
@@ -224,6 +225,27 @@ def test_anchors_to_be_fitted_stand_at_2_4_and_8_strides(tmp_path: Path) -> None
     ]
     assert build_model(write(tmp_path, anchors=1), 2).anchors_pixels.tolist() == [[[8, 8]], [[16, 16]]]
     assert model.description["anchors"] == 3
+
+
+@pytest.mark.parametrize(
+    ("written", "given", "classes"),
+    [({"nc": 4}, {}, 4), ({}, {}, 80), ({"nc": 4}, {"classes": 3}, 3), ({"nc": 4}, {"names": ["a", "b"]}, 2)],
+)
+def test_number_of_classes(
+    tmp_path: Path, written: dict[str, int], given: dict[str, Any], classes: int
+) -> None:
+    file = tmp_path / "own.yaml"
+    values = {key: value for key, value in read_description("yolov5n").items() if key != "nc"}
+    file.write_text(yaml.safe_dump({**written, **values}))
+    assert build_model(file, **given).head.classes == classes
+
+
+def test_a_number_of_classes_that_is_none_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "own.yaml"
+    for number in (0, "many", 2.5, True):
+        file.write_text(yaml.safe_dump({**read_description("yolov5n"), "nc": number}))
+        with pytest.raises(UsageError, match="at least one class"):
+            build_model(file)
 
 
 DETECT = [[[2], 1, "Detect", ["nc", "anchors"]]]

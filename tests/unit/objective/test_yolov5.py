@@ -1,5 +1,7 @@
 """The loss of one batch by itself."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -34,6 +36,31 @@ def model() -> DetectionModel:
 def images() -> Tensor:
     torch.manual_seed(1)
     return torch.rand(3, 3, SIZE, SIZE, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ([3.0, 0.0, 0.5, 0.5, 0.2, 0.2], "images beyond 0 … 2"),
+        ([-1.0, 0.0, 0.5, 0.5, 0.2, 0.2], "images beyond 0 … 2"),
+        ([0.5, 0.0, 0.5, 0.5, 0.2, 0.2], "images beyond 0 … 2"),
+        ([0.0, 3.0, 0.5, 0.5, 0.2, 0.2], "classes beyond 0 … 2"),
+        ([0.0, 0.0, float("nan"), 0.5, 0.2, 0.2], "not finite"),
+        ([0.0, 0.0, 0.5, 0.5, 0.2], r"not \(1, 5\)"),
+    ],
+)
+def test_targets_that_would_be_lost_are_refused(
+    model: DetectionModel, images: Tensor, row: list[float], told: str
+) -> None:
+    with pytest.raises(ValueError, match=told):
+        yolov5_loss(model, images, torch.tensor([row]))
+
+
+def test_half_precision_of_either_kind_is_near(model: DetectionModel, images: Tensor) -> None:
+    exact = yolov5_loss(model, images, TARGETS)["total"].item()
+    for dtype in (torch.float16, torch.bfloat16):
+        found = yolov5_loss(copy.deepcopy(model).to(dtype), images.to(dtype), TARGETS.to(dtype))
+        assert found["total"].item() == pytest.approx(exact, rel=0.05)
 
 
 def test_equals_the_trainers_loss_of_the_same_batch(model: DetectionModel, images: Tensor) -> None:
