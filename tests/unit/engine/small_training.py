@@ -73,13 +73,15 @@ def configuration(
     )
 
 
-def attempt(config: Config, data: Path, run: Path, job: Job, stop: int | None, monkeypatch: Any) -> int:
+def attempt(
+    config: Config, data: Path, run: Path, job: Job, stop: int | None, monkeypatch: Any, resume: str = "auto"
+) -> int:
     """Train until the end or until before step ``stop`` of this attempt; returns the steps done."""
     run.mkdir(exist_ok=True)
     monkeypatch.setattr(training, "StopRequest", lambda: StopBefore(stop))
     this = Attempt(1)
     try:
-        training.train_attempt(config, training.check(config, data, None, job), run, "auto", job, this)
+        training.train_attempt(config, training.check(config, data, None, job), run, resume, job, this)
     except Preempted:
         assert stop is not None
     return this.step

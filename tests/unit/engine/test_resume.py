@@ -1,5 +1,6 @@
 """A run that is stopped before any of its steps and resumed ends with the bits of one that was not."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,8 +24,8 @@ def train(synthetic, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "gradient_scaler", restless_scaler)
     with one_thread_job() as job:
 
-        def train(config: Config, run: str, steps: int | None):
-            done = attempt(config, synthetic, tmp_path / run, job, steps, monkeypatch)
+        def train(config: Config, run: str, steps: int | None, resume: str = "auto"):
+            done = attempt(config, synthetic, tmp_path / run, job, steps, monkeypatch, resume)
             return done, saved(tmp_path / run)
 
         yield train
@@ -55,6 +56,22 @@ def test_stopped_before_every_step_and_resumed_a_run_ends_with_the_same_bits(tra
     assert expected["best_ap"] > 0
     assert expected["scaler"]["scale"] < FIRST_SCALE
     assert expected["scaler"]["_growth_tracker"] > 0
+
+
+def test_who_goes_on_from_an_older_checkpoint_goes_on_from_there(train, tmp_path: Path) -> None:
+    """Not from those of the training that was left behind, which had more steps."""
+    config = configuration(tmp_path)
+    config = replace(config, train=replace(config.train, checkpoint_every=1, keep_checkpoints=9))
+    steps, expected = train(config, "run", None)
+    checkpoints = tmp_path / "run" / "checkpoints"
+    first, *later = sorted(checkpoints.glob("step-*"))
+    assert len(later) == 2
+    done, stopped = train(config, "run", 1, str(first))
+    assert stopped["step"] == done < steps
+    assert sorted(checkpoints.glob("step-*")) == [first, checkpoints / f"step-{done:08d}"]
+    done, found = train(config, "run", None)
+    assert done == steps
+    assert not differing(found, expected)
 
 
 def test_adamw_goes_on_with_the_same_bits(train, tmp_path: Path) -> None:
