@@ -5,7 +5,6 @@ kept for the backward pass instead of two.
 """
 
 import ctypes
-from collections.abc import Iterator
 from functools import cache
 from typing import Any, TypeGuard
 
@@ -41,23 +40,22 @@ def can_fuse(norm: nn.Module, x: Tensor) -> TypeGuard[nn.BatchNorm2d]:
         and norm.affine
         and norm.track_running_stats
         and norm.momentum is not None
-        and holds_its_values(x)  # torch's compiler makes one of the two by itself
         and x.device.type == "cpu"
+        and holds_its_values(x)  # torch's compiler makes one of the two by itself
         and x.dtype in _IS_BFLOAT16
         and x.dim() == 4
         and x.is_contiguous(memory_format=torch.channels_last)
         and x.numel() > x.shape[1]  # torch refuses a single value a channel, and says why
-        and all(_is_a_number_each(numbers, x.shape[1]) for numbers in _numbers(norm))
+        and all(
+            _has_one_each(numbers, x.shape[1])
+            for numbers in (norm.weight, norm.bias, norm.running_mean, norm.running_var)
+        )
         and compiled_functions() is not None
     )
 
 
-def _numbers(norm: nn.BatchNorm2d) -> Iterator[Tensor | None]:
-    yield from (norm.weight, norm.bias, norm.running_mean, norm.running_var)
-
-
-def _is_a_number_each(numbers: Tensor | None, channels: int) -> bool:
-    """Whether these are what C takes them for."""
+def _has_one_each(numbers: Tensor | None, channels: int) -> bool:
+    """Whether these are what C takes them for: a float for each channel."""
     return (
         numbers is not None
         and numbers.shape == (channels,)

@@ -52,8 +52,8 @@ def can_compute_gradient(convolution: nn.Conv2d, weight: Tensor, x: Tensor) -> b
         convolution.training
         and torch.is_grad_enabled()
         and weight.requires_grad
-        and holds_its_values(x)  # before the number of threads, at which torch's compiler cannot look
         and x.device.type == "cpu"
+        and holds_its_values(x)  # before the number of threads, at which torch's compiler cannot look
         and x.dtype == weight.dtype == torch.float32
         and x.dim() == 4
         and x.is_contiguous(memory_format=torch.channels_last)
