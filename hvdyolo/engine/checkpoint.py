@@ -23,6 +23,7 @@ from torch.optim import Optimizer
 
 from hvdyolo.engine.early_stopping import BestScore
 from hvdyolo.engine.ema import MovingAverage
+from hvdyolo.engine.tally import EpochSums
 from hvdyolo.utils.errors import DataError, MismatchError
 from hvdyolo.utils.files import storage_errors, sync_directory, write_atomically, write_json
 
@@ -39,7 +40,7 @@ class TrainingState:
     Attributes:
         step: optimizer steps done.
         epoch: epoch of the next batch.
-        batch: the next batch within that epoch.
+        batch: the next batch within that epoch; behind its last one if only its evaluation is left.
         best_ap: best COCO AP of any evaluation, -1 before the first.
         ema_updates: updates of the moving average.
         dataset: identity of the packed data.
@@ -51,6 +52,7 @@ class TrainingState:
         scaler: of the loss in fp16, as torch's ``GradScaler`` gives its state; empty where there is none.
         network: what `model.description` said; ``None``: a checkpoint from before it was kept.
         weights: what was taken from `model.weights`, for `derived.json`; ``None``: nothing.
+        so_far: what was counted of ``epoch``, if it has begun.
     """
 
     step: int
@@ -67,6 +69,7 @@ class TrainingState:
     scaler: dict[str, Any] = field(default_factory=dict)
     network: dict[str, Any] | None = None
     weights: dict[str, Any] | None = None
+    so_far: EpochSums = field(default_factory=EpochSums)
 
     @property
     def best_score(self) -> BestScore:
@@ -162,7 +165,9 @@ def read_state(path: Path) -> TrainingState:
     # Before patience came to be, nothing was noted of when AP was best: it is counted from here on.
     values.setdefault("best_epoch", values["epoch"])
     values.setdefault("evaluated_epoch", values["epoch"])
-    return TrainingState(**values)
+    # Nor was anything kept of a begun epoch: its entry will be of its rest.
+    so_far = EpochSums(**values.pop("so_far", {}))
+    return TrainingState(so_far=so_far, **values)
 
 
 def load_tensors(path: Path, model: nn.Module, average: MovingAverage, optimizer: Optimizer) -> None:

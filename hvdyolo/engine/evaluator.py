@@ -10,6 +10,7 @@ from hvdyolo.data.reader import PackedSplit
 from hvdyolo.distributed.communicator import Communicator
 from hvdyolo.distributed.watchdog import Beacon
 from hvdyolo.engine.agreement import on_first_rank
+from hvdyolo.engine.preemption import StopRequest
 from hvdyolo.metrics.average_precision import (
     CocoScores,
     ScoredImage,
@@ -20,6 +21,7 @@ from hvdyolo.models.build import DetectionModel
 from hvdyolo.models.fuse import fuse_batch_norms
 from hvdyolo.ops.nms import Detections, select_detections
 from hvdyolo.ops.pixels import prepare_images
+from hvdyolo.utils.errors import Preempted
 
 
 def evaluate(
@@ -31,13 +33,18 @@ def evaluate(
     loader: LoaderConfig,
     beacon: Beacon,
     step: int = 0,
+    stop: StopRequest | None = None,
 ) -> CocoScores:
     """Scores of ``model`` on ``split``, the same on every rank.
 
     Each rank detects on its share of the images and matches there; only the matches travel.
+
+    Raises:
+        Preempted: a rank found ``stop`` requested before it was through with its share. All ranks raise it.
     """
     fused = fuse_batch_norms(model).to(device).eval()
     images: list[ScoredImage] = []
+    stopped = False
     with EvaluationLoader(
         split,
         loader,
@@ -48,6 +55,8 @@ def evaluate(
         multiple=model.size_multiple if settings.rectangular else None,
     ) as batches:
         for batch in batches:
+            if stopped := stop is not None and stop.requested:
+                break
             beacon.beat("evaluate", step)
             with torch.inference_mode():
                 predictions = fused(prepare_images(batch.images.to(device)))[0]
@@ -56,9 +65,11 @@ def evaluate(
                 )
             images += _scored_images(split, batch, found)
     beacon.beat("match", step)
-    matches = match_images(images, len(split.names))
+    matches = None if stopped else match_images(images, len(split.names))
     beacon.beat("gather matches", step, waits=True)
-    shares = comm.gather_objects("evaluation", matches)
+    shares = [share for share in comm.gather_objects("evaluation", matches) if share is not None]
+    if len(shares) < comm.world.size:
+        raise Preempted("Stopped on request during an evaluation.")
     return on_first_rank(
         comm,
         "average precision",

@@ -42,7 +42,6 @@ def build_optimizer(
         {
             "name": kind,
             "lr_factor": factor,
-            "base_lr": lr,
             "params": parameters,
             "weight_decay": settings.weight_decay if kind == DECAYED else 0.0,
         }
@@ -61,16 +60,10 @@ def apply_rates(optimizer: Optimizer, rates: StepRates) -> None:
     """Set every group to ``rates``, times its own factor; beta 1 is AdamW's momentum."""
     for group in optimizer.param_groups:
         group["lr"] = (rates.bias_lr if group["name"] == BIAS else rates.lr) * group["lr_factor"]
-        group["base_lr"] = rates.lr
         if "betas" in group:
             group["betas"] = (rates.momentum, _BETA_2)
         else:
             group["momentum"] = rates.momentum
-
-
-def base_lr(optimizer: Optimizer) -> float:
-    """The learning rate of the schedule, of which groups may have a multiple."""
-    return float(optimizer.param_groups[0]["base_lr"])
 
 
 def _kind(name: str, parameter: nn.Parameter) -> str:

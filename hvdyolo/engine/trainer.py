@@ -2,10 +2,8 @@
 
 import dataclasses
 import sys
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
@@ -26,10 +24,10 @@ from hvdyolo.engine.feed import Report, Step, StepFeed
 from hvdyolo.engine.image_weighting import ImageWeighting
 from hvdyolo.engine.journal import LOGGER, Journal
 from hvdyolo.engine.learner import Learner
-from hvdyolo.engine.optimizer import base_lr
 from hvdyolo.engine.peak_memory import peak_memory
 from hvdyolo.engine.preemption import StopRequest
 from hvdyolo.engine.schedule import StepRange
+from hvdyolo.engine.tally import EpochSums, Tally
 from hvdyolo.engine.weights_digest import all_agree, first_non_finite, no_digest, weights_digest
 from hvdyolo.metrics.average_precision import CocoScores
 from hvdyolo.models.build import save_model
@@ -37,39 +35,6 @@ from hvdyolo.utils.errors import InternalError, Preempted
 
 _TERMS = ("box", "objectness", "classification")
 _STEPS_BETWEEN_COMPARISONS = 50
-
-
-@dataclass
-class Tally:
-    """Steps, images of all ranks, and this rank's own, since ``started``.
-
-    Attributes:
-        waited: seconds for the loader.
-        skipped: damaged samples that were left out.
-        skipped_steps: steps that were not applied because their gradient was not finite.
-    """
-
-    started: float = field(default_factory=time.monotonic)
-    steps: int = 0
-    images: float = 0.0
-    waited: float = 0.0
-    skipped: int = 0
-    skipped_steps: int = 0
-
-    def add(self, step: Step, waited: float) -> None:
-        """Count one step, in whose time the loader was waited for: for the batches of the next step."""
-        self.steps += 1
-        self.images += float(step.counts.images)
-        self.waited += waited
-        self.skipped += sum(micro.batch.skipped for micro in step.batches)
-
-    def speed(self) -> dict[str, float]:
-        """Images a second over all ranks, and the share of time without data, percent."""
-        seconds = max(time.monotonic() - self.started, 1e-9)
-        return {
-            "images_per_second": round(self.images / seconds, 2),
-            "wait_percent": round(100 * self.waited / seconds, 2),
-        }
 
 
 class Trainer:
@@ -108,6 +73,7 @@ class Trainer:
         self._weights = run / "weights"
         self._journal = journal
         self._losses = torch.zeros(3)
+        self._tally = Tally(before=state.so_far)  # of the epoch
         self._told_damaged: set[int] = set()
         self._upcoming = feed.next(self._report())
 
@@ -124,11 +90,15 @@ class Trainer:
             self.learner.model.train()
             results = self._train_epoch(epoch)
             self._finish_epoch(epoch, results)
+            self._tally = Tally()
 
     def _stop_early(self) -> None:
         self.attempt.detail = self._best.verdict()
         LOGGER.info("%s", self.attempt.detail)
-        # The next step's counts are on their way, and no rank may leave while others wait for its own.
+        self._settle_upcoming()
+
+    def _settle_upcoming(self) -> None:
+        """Before leaving: the next step's counts are on their way, and others wait for this rank's."""
         self._upcoming.agree(self.learner.device)
 
     @property
@@ -138,37 +108,30 @@ class Trainer:
 
     def _train_epoch(self, epoch: int) -> dict[str, float]:
         """Take the epoch's steps; returns its mean losses, its speed and how many samples were skipped."""
-        whole, window = Tally(), Tally()
-        losses = torch.zeros(3)
+        window = Tally()
         with self._progress(epoch) as steps:
             for step in steps:
                 self._tell_damaged(step)
                 self._losses = self.learner.train_step(step, self._load_next).cpu()
                 self.attempt.step, self.attempt.epoch = self.learner.step, epoch
                 if self.learner.skipped:
-                    whole.skipped_steps += 1
                     self._tell_skipped_step()
-                else:
-                    losses += self._losses
-                for tally in (whole, window):
-                    tally.add(step, self._upcoming.waited)
+                applied = None if self.learner.skipped else self._losses
+                for tally in (self._tally, window):
+                    tally.add(step, applied, self._upcoming.waited)
                 if self.learner.step % self.config.train.log_every == 0:
                     self._log_step(step, window)
                     window = Tally()
-        # Shares of the ranks add up to the losses of whole steps.
-        means = losses / max(whole.steps - whole.skipped_steps, 1)
-        memory = torch.zeros(self.comm.world.size)
-        memory[self.comm.world.rank] = peak_memory(self.learner.device)
-        shares = torch.cat([means, torch.tensor([float(whole.skipped)]), memory])
-        means, skipped, memory = self.comm.sum("epoch", shares).tensor_split((3, 4))
-        if skipped:
-            LOGGER.warning("epoch %d: %d damaged samples were skipped", epoch + 1, int(skipped))
+        sums = self._tally.sums(self.comm)
+        memory = self.comm.gather_objects("memory", peak_memory(self.learner.device))
+        if sums.skipped_samples:
+            LOGGER.warning("epoch %d: %d damaged samples were skipped", epoch + 1, sums.skipped_samples)
         return {
-            **dict(zip(_TERMS, _rounded(means), strict=True)),
-            **whole.speed(),
-            "skipped_samples": int(skipped),
-            "skipped_steps": whole.skipped_steps,
-            "peak_memory_mb": round(float(memory.max()), 1),
+            **dict(zip(_TERMS, _rounded(sums.mean_losses), strict=True)),
+            **self._tally.speed(),
+            "skipped_samples": sums.skipped_samples,
+            "skipped_steps": sums.skipped_steps,
+            "peak_memory_mb": round(max(memory), 1),
         }
 
     @contextmanager
@@ -222,17 +185,31 @@ class Trainer:
         return self.learner.model, self.learner.average.model
 
     def _stop_before(self, step: StepRange) -> None:
-        self._save_checkpoint(step.epoch, step.first)
-        raise Preempted(f"Stopped on request at step {self.learner.step}; the same command resumes.")
+        self._save_checkpoint(step.epoch, step.first, self._tally.sums(self.comm))
+        raise self._preempted()
+
+    def _stop_evaluating(self, epoch: int) -> NoReturn:
+        """Whoever resumes finds no step left of ``epoch``, and begins with its evaluation."""
+        self._settle_upcoming()
+        self._save_checkpoint(epoch, self.learner.schedule.batches, self._tally.sums(self.comm))
+        raise self._preempted()
+
+    def _preempted(self) -> Preempted:
+        return Preempted(f"Stopped on request at step {self.learner.step}; the same command resumes.")
 
     def _finish_epoch(self, epoch: int, results: dict[str, float]) -> None:
         """Evaluate, save and tell what is due after ``epoch``."""
         done = epoch + 1
         last = done == self.config.train.epochs
-        results = {"lr": base_lr(self.learner.optimizer), **results}
+        schedule = self.learner.schedule
+        rates = schedule.rates(schedule.step_at(epoch, schedule.batches - 1))
+        results = {"lr": rates.lr, **results}
         self._settle_weights()
         if last or done % self.config.train.eval_every == 0:
-            scores = self._evaluate()
+            try:
+                scores = self._evaluate()
+            except Preempted:
+                self._stop_evaluating(epoch)
             results |= {
                 f.name: getattr(scores, f.name) for f in dataclasses.fields(scores) if f.name.startswith("ap")
             }
@@ -259,6 +236,7 @@ class Trainer:
             self.config.loader,
             self.beacon,
             self.learner.step,
+            self.stop,
         )
 
     def _settle_weights(self) -> None:
@@ -301,7 +279,7 @@ class Trainer:
         self.beacon.beat("save", self.learner.step, waits=self.comm.world.rank != 0)
         on_first_rank(self.comm, "save weights", save)
 
-    def _save_checkpoint(self, epoch: int, batch: int) -> None:
+    def _save_checkpoint(self, epoch: int, batch: int, so_far: EpochSums | None = None) -> None:
         """Save a checkpoint from which ``batch`` of ``epoch`` is the next to be learnt."""
         self._settle_weights()
         state = dataclasses.replace(
@@ -315,6 +293,7 @@ class Trainer:
             class_scores=[] if self.weighting is None else list(self.weighting.evaluations.items()),
             ema_updates=self.learner.average.updates,
             scaler=self.learner.scaler.state_dict(),
+            so_far=so_far or EpochSums(),
         )
         self.beacon.beat("save", self.learner.step, waits=self.comm.world.rank != 0)
         on_first_rank(
@@ -356,7 +335,7 @@ class Trainer:
         )  # fmt: skip
         if self._journal is not None:
             values = {
-                "lr": base_lr(self.learner.optimizer),
+                "lr": self.learner.schedule.rates(step.range).lr,
                 "losses_of_step": step.losses_of,
                 **losses,
                 **speed,
@@ -364,5 +343,5 @@ class Trainer:
             self._journal.record("step", self.learner.step, step.range.epoch, values)
 
 
-def _rounded(losses: Iterable[Tensor]) -> list[float]:
+def _rounded(losses: Iterable[Tensor | float]) -> list[float]:
     return [round(float(value), 6) for value in losses]

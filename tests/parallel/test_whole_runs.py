@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +24,7 @@ from hvdyolo.engine.training_inputs import check
 from hvdyolo.metrics.average_precision import CocoScores
 from hvdyolo.models.build import load_model
 from hvdyolo.settings import read_config
-from hvdyolo.utils.errors import InternalError
+from hvdyolo.utils.errors import InternalError, Preempted
 
 NETWORK = describe(anchors=2)
 
@@ -129,6 +131,41 @@ def test_ranks_stop_early_together_and_resume_with_the_same_anchors_and_patience
     give_scores(scores[4:])
     longer = training("whole", train__patience=3)
     assert (longer.epoch, longer.detail) == (6, "")
+
+
+def test_a_stop_that_one_rank_is_asked_for_while_all_evaluate_stops_all(comm, training, monkeypatch) -> None:
+    """Who goes on evaluates first, and has lost nothing of what there is to tell of the epoch."""
+    evaluate, settings = trainer.evaluate, {"train__epochs": 1, "train__batch": 8}
+
+    def asked(*arguments):
+        if comm.world.rank == comm.world.size - 1:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return evaluate(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "evaluate", asked)
+        with pytest.raises(Preempted, match="Stopped on request at step 5; the same command resumes"):
+            training("asked", **settings)
+    checkpoints = training.folder / "asked" / "checkpoints"
+    state = read_state(latest_checkpoint(checkpoints))
+    assert (state.step, state.epoch, state.batch, state.evaluated_epoch) == (5, 0, 5, 0)
+    assert not (training.folder / "asked" / "weights").exists()
+    comm.barrier("looked")
+    training("asked", **settings)
+    training("unasked", **settings)
+    after, expected = (
+        read_state(latest_checkpoint(training.folder / run / "checkpoints")) for run in ("asked", "unasked")
+    )
+    assert after == expected
+    entries = [
+        json.loads(line)
+        for run in ("asked", "unasked")
+        for line in (training.folder / run / "metrics.jsonl").read_text().splitlines()
+    ]
+    for term in ("box", "objectness", "classification"):
+        one, other = (entry[term] for entry in entries if entry["kind"] == "epoch")
+        assert one == pytest.approx(other, rel=1e-5)
+        assert one > 0
 
 
 @pytest.mark.parametrize(("between", "updates"), [(1, 4), (50, 5)])

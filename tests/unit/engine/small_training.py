@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,10 +22,13 @@ from hvdyolo.config import (
 )
 from hvdyolo.distributed.single import SingleProcess
 from hvdyolo.distributed.watchdog import Beacon
-from hvdyolo.engine import training
+from hvdyolo.engine import trainer, training
 from hvdyolo.engine.attempt import Attempt
+from hvdyolo.engine.evaluator import evaluate
+from hvdyolo.engine.feed import Report, StepFeed, UpcomingStep
 from hvdyolo.engine.job import Job
 from hvdyolo.engine.precision import Precision
+from hvdyolo.metrics.average_precision import CocoScores
 from hvdyolo.utils.errors import Preempted
 
 NETWORK = describe(anchors=[[5, 6, 10, 11, 18, 17]])
@@ -33,17 +37,23 @@ EPOCHS = 4
 BATCHES = 5  # an epoch, of 8 images each; accumulation ramps from 1 to 3 over the first epoch and a half
 
 
-class StopBefore:
-    """In place of signals: asks for a stop before the given step of an attempt."""
+class Request:
+    """In place of signals."""
 
-    def __init__(self, step: int | None) -> None:
-        self.asked = 0
-        self.step = step
+    requested = False
 
-    @property
-    def requested(self) -> bool:
-        self.asked += 1
-        return self.asked - 1 == self.step
+
+def stopping_before(step: int | None) -> type[StepFeed]:
+    """A feed that asks for a stop before so many steps of an attempt."""
+
+    class Feed(StepFeed):
+        asked = 0
+
+        def next(self, report: Report) -> UpcomingStep:
+            self.asked += 1
+            return super().next(replace(report, stop=self.asked - 1 == step))
+
+    return Feed
 
 
 @contextmanager
@@ -74,11 +84,28 @@ def configuration(
 
 
 def attempt(
-    config: Config, data: Path, run: Path, job: Job, stop: int | None, monkeypatch: Any, resume: str = "auto"
+    config: Config,
+    data: Path,
+    run: Path,
+    job: Job,
+    stop: int | Literal["evaluating"] | None,
+    monkeypatch: Any,
+    resume: str = "auto",
 ) -> int:
-    """Train until the end or until before step ``stop`` of this attempt; returns the steps done."""
+    """Train until the end, until before step ``stop`` of this attempt or into its first evaluation.
+
+    Returns the steps done.
+    """
     run.mkdir(exist_ok=True)
-    monkeypatch.setattr(training, "StopRequest", lambda: StopBefore(stop))
+    request = Request()
+
+    def asked(*arguments: Any) -> CocoScores:
+        request.requested = stop == "evaluating"
+        return evaluate(*arguments)
+
+    monkeypatch.setattr(training, "StopRequest", lambda: request)
+    monkeypatch.setattr(training, "StepFeed", stopping_before(None if stop == "evaluating" else stop))
+    monkeypatch.setattr(trainer, "evaluate", asked)
     this = Attempt(1)
     try:
         training.train_attempt(config, training.check(config, data, None, job), run, resume, job, this)

@@ -1,9 +1,12 @@
 """A run that is stopped before any of its steps and resumed ends with the bits of one that was not."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
+from safetensors.torch import load_file
 from small_training import BATCHES, attempt, configuration, one_thread_job, saved
 from torch.amp.grad_scaler import GradScaler
 
@@ -20,12 +23,15 @@ def restless_scaler(precision: str, *_: object) -> GradScaler:
 
 @pytest.fixture
 def train(synthetic, tmp_path, monkeypatch):
-    """Trains a run until its end or for so many steps; returns the steps it has in all, and what it saved."""
+    """Trains a run until its end, for so many steps or into an evaluation.
+
+    Returns the steps it has in all, and what it saved.
+    """
     monkeypatch.setattr(training, "gradient_scaler", restless_scaler)
     with one_thread_job() as job:
 
-        def train(config: Config, run: str, steps: int | None, resume: str = "auto"):
-            done = attempt(config, synthetic, tmp_path / run, job, steps, monkeypatch, resume)
+        def train(config: Config, run: str, stop: int | Literal["evaluating"] | None, resume: str = "auto"):
+            done = attempt(config, synthetic, tmp_path / run, job, stop, monkeypatch, resume)
             return done, saved(tmp_path / run)
 
         yield train
@@ -56,6 +62,39 @@ def test_stopped_before_every_step_and_resumed_a_run_ends_with_the_same_bits(tra
     assert expected["best_ap"] > 0
     assert expected["scaler"]["scale"] < FIRST_SCALE
     assert expected["scaler"]["_growth_tracker"] > 0
+
+
+def epochs_of(run: Path) -> list[dict[str, object]]:
+    """What was told of each epoch, but for times and memory."""
+    entries = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    told = ("epoch", "step", "box", "objectness", "classification", "skipped_steps", "lr", "ap")
+    return [{key: entry[key] for key in told} for entry in entries if entry["kind"] == "epoch"]
+
+
+def test_stopped_within_evaluations_a_run_evaluates_first_and_ends_with_the_same_bits(
+    train, tmp_path: Path
+) -> None:
+    config = configuration(tmp_path)
+    steps, expected = train(config, "whole", None)
+    assert expected["epoch"] == 3
+    stops = ["evaluating", "evaluating", 1, "evaluating", 0, 1, "evaluating"]
+    told = []
+    for stop in stops:
+        done, stopped = train(config, "parts", stop)
+        told.append((stopped["epoch"], stopped["batch"] == BATCHES, stopped["evaluated_epoch"]))
+    assert done == steps
+    assert told == [
+        (0, True, 0), (0, True, 0), (1, False, 1), (1, True, 1), (2, False, 2), (2, False, 2), (2, True, 2),
+    ]  # fmt: skip
+    done, found = train(config, "parts", None)
+    assert done == steps
+    assert not differing(found, expected)
+    best, expected_best = (
+        load_file(tmp_path / run / "weights" / "best.safetensors") for run in ("parts", "whole")
+    )
+    assert all(value.equal(best[name]) for name, value in expected_best.items())
+    assert epochs_of(tmp_path / "parts") == epochs_of(tmp_path / "whole")
+    assert sum(entry["skipped_steps"] for entry in epochs_of(tmp_path / "whole")) > 0
 
 
 def test_who_goes_on_from_an_older_checkpoint_goes_on_from_there(train, tmp_path: Path) -> None:
