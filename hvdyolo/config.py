@@ -276,9 +276,6 @@ class DistributedConfig:
     threads: int | None = None
     """Torch threads a rank; by default its share of the cores, those that several ranks may use divided, or
     one where the network is on a GPU. Detection has as many lanes, beside a GPU 4 at most."""
-    deterministic: bool = False
-    """Fix the order of sums between ranks (no fusion): on CPUs the same bits every run, slower. On GPUs some
-    of torch's own sums have no fixed order."""
 
 
 @dataclass(frozen=True)

@@ -60,11 +60,11 @@ def choose_environment(
         "HOROVOD_CYCLE_TIME": f"{cycle:g}",
         # On CPUs a waiting rank leaves its core to the ranks it waits for; beside GPUs cores are to spare.
         "OMPI_MCA_mpi_yield_when_idle": "0" if gpus else "1",
+        # Gradients are together already. What Horovod joined as it happens to be there would be copied once
+        # more, and summed over three ranks or more in another order each time.
+        "HOROVOD_FUSION_THRESHOLD": "0",
     }
     chosen = {name: given.get(name, value) for name, value in chosen.items()}
     if settings.cycle_time is not None:
         chosen["HOROVOD_CYCLE_TIME"] = f"{settings.cycle_time:g}"
-    if settings.deterministic:
-        # Without fusion every tensor is summed in the same order, whatever the timing.
-        chosen["HOROVOD_FUSION_THRESHOLD"] = "0"
     return chosen

@@ -10,7 +10,6 @@ import torch
 from safetensors.torch import load_file
 
 from hvdyolo.engine.trainer import _STEPS_BETWEEN_COMPARISONS
-from hvdyolo.models.build import build_model
 
 pytestmark = pytest.mark.slow
 
@@ -93,7 +92,7 @@ def test_a_weight_that_changes_on_one_rank_ends_the_job_within_100_steps(launch,
 def test_nan_on_one_rank_is_skipped_by_all_never_saved_and_gives_up_in_the_end(
     launch, synthetic, tmp_path
 ) -> None:
-    """And, in passing, by Horovod's timeline: each gradient is reduced once a step of four batches."""
+    """And, in passing, by Horovod's timeline: gradients are reduced once a step of four batches."""
     run, timeline = tmp_path / "run", tmp_path / "timeline.json"
     launch.environment["HOROVOD_TIMELINE"] = str(timeline)
     more = ["--train.batch", 2, "--optimizer.nominal_batch", 8, "--train.epochs", 20]
@@ -119,9 +118,10 @@ def test_nan_on_one_rank_is_skipped_by_all_never_saved_and_gives_up_in_the_end(
         assert all(value.isfinite().all() for value in load_file(path).values()), path
     steps = outcome["step"] + 1
     reduced = reductions(timeline)
-    with torch.device("meta"):
-        gradients = [name for name, _ in build_model("yolov5n", 4).named_parameters()]
-    assert {name: reduced[f"allreduce.{name}"] for name in gradients} == dict.fromkeys(gradients, steps)
+    # All of this network's are one bucket.
+    assert {name: number for name, number in reduced.items() if "gradients" in name} == {
+        "allreduce.gradients 0": steps
+    }
     # The counts of the step that never comes are on their way when the job ends.
     assert steps <= reduced["allreduce.step"] <= steps + 1
 

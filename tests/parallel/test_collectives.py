@@ -1,6 +1,10 @@
 """Every collective, on whatever number of ranks the job has; expectations are written for any."""
 
+import copy
 import os
+import random
+import time
+from functools import partial
 
 import pytest
 import torch
@@ -8,6 +12,7 @@ from torch import nn
 
 from hvdyolo.distributed import horovod_communicator
 from hvdyolo.distributed.device import share_of_cores
+from hvdyolo.distributed.gradient_buckets import bucket_gradients
 from hvdyolo.utils.errors import InternalError
 
 
@@ -108,6 +113,48 @@ def test_gradients_are_summed_over_ranks_and_passes_once_a_step(comm) -> None:
         reduction.zero_grad()
         expected -= total
         assert model.weight.detach().equal(expected)
+
+
+def test_gradients_in_several_buckets_are_summed_alike(comm, monkeypatch) -> None:
+    few_bytes = partial(bucket_gradients, most_bytes=48)
+    monkeypatch.setattr("hvdyolo.distributed.horovod_communicator.bucket_gradients", few_bytes)
+    torch.manual_seed(0)
+    model = nn.Sequential(*[nn.Linear(3, 3) for _ in range(6)]).double()
+    reduction = comm.reduce_gradients(torch.optim.SGD(model.parameters(), lr=0.1), model)
+    for step in range(3):
+        shares = [torch.full((2, 3), float(rank + step)).double() for rank in range(comm.world.size)]
+        copied = copy.deepcopy(model)
+        copied(torch.cat(shares)).square().sum().backward()
+        reduction.begin(1)
+        model(shares[comm.world.rank]).square().sum().backward()
+        reduction.wait()
+        for found, expected in zip(model.parameters(), copied.parameters(), strict=True):
+            torch.testing.assert_close(found.grad, expected.grad, rtol=1e-12, atol=1e-12)
+        reduction.step()
+        reduction.zero_grad()
+    comm.check_equal(model.state_dict())
+
+
+def test_the_order_of_sums_is_the_same_in_every_step(comm, monkeypatch) -> None:
+    """Whatever Horovod finds together: several buckets are under way, some late on some rank."""
+    few_bytes = partial(bucket_gradients, most_bytes=64 << 10)
+    monkeypatch.setattr("hvdyolo.distributed.horovod_communicator.bucket_gradients", few_bytes)
+    torch.manual_seed(0)
+    model = nn.Sequential(*[nn.Linear(128, 128, bias=False) for _ in range(8)])
+    reduction = comm.reduce_gradients(torch.optim.SGD(model.parameters(), lr=0.1), model)
+    inputs = torch.randn(4, 128, generator=torch.Generator().manual_seed(comm.world.rank))
+    late = random.Random(comm.world.rank)
+    for layer in model:
+        layer.weight.register_hook(lambda _: time.sleep(late.choice([0, 0, 0.03])))
+    sums = []
+    for _ in range(8):
+        reduction.begin(1)
+        model(inputs).square().sum().backward()
+        reduction.wait()
+        sums.append(torch.cat([layer.weight.grad.flatten() for layer in model]))
+        reduction.zero_grad()
+    assert sums[0].abs().max() > 0
+    assert [found.equal(sums[0]) for found in sums] == [True] * 8
 
 
 def test_a_parameter_that_took_no_part_on_one_rank_is_still_reduced(comm) -> None:
