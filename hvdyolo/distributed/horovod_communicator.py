@@ -71,7 +71,7 @@ class HorovodGradients:
 
     def wait(self) -> None:
         for number in range(len(self._buckets)):
-            if number not in self._sent:  # what took no part in the loss was never missed
+            if number not in self._sent:  # a parameter of it took no part in the loss
                 self._send(number)
         self._sleep_until_reduced()
         for number, bucket in enumerate(self._buckets):
