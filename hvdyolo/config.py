@@ -218,7 +218,7 @@ class TrainConfig:
     and gives other last digits."""
     cuda_graphs: bool = False
     """Replay the network's kernels as CUDA graphs: for small networks or batches, whose kernels take less
-    time than starting them. One size of the input only; on several ranks torch 2.13 or later."""
+    time than starting them. One size of the input only."""
 
 
 @dataclass(frozen=True)

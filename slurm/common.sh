@@ -257,13 +257,15 @@ PYTHON
   if ((${#outcome[@]} == 0)); then outcome=(0); fi # Python itself did not start
 }
 
-# How much of the work is safe: the step of the last checkpoint, or the number of finished parts.
+# How much of the work is safe: step and epoch of the last checkpoint, added up, for an epoch can be
+# over without another step; or the number of finished parts.
 saved() {
-  local kind=$1 directory=$2 latest="" parts
+  local kind=$1 directory=$2 latest="" epoch parts
   if [[ $kind == train ]]; then
     if [[ -r $directory/checkpoints/LATEST ]]; then latest=$(<"$directory/checkpoints/LATEST"); fi
-    latest=${latest//[^0-9]/}
-    printf '%d' "$((10#${latest:-0}))"
+    epoch=$(grep -o '"epoch": *[0-9]*' "$directory/checkpoints/$latest/state.json" 2>/dev/null || true)
+    latest=${latest//[^0-9]/} epoch=${epoch//[^0-9]/}
+    printf '%d' "$((10#${latest:-0} + 10#${epoch:-0}))"
   else
     parts=$(find "$directory/parts" -name 'part-*.jsonl' 2>/dev/null | wc -l)
     printf '%d' "$parts"

@@ -6,8 +6,6 @@ moving average, which is evaluated and saved, is a plain network.
 
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 
@@ -17,17 +15,13 @@ from hvdyolo.models.build import DetectionModel
 from hvdyolo.ops.tensor_lists import copies_of, copy_tensors
 from hvdyolo.utils.errors import UsageError
 
-_OVERRIDE = "set_override_stale_capture_stream"
 
-
-def check_compilation(
-    settings: TrainConfig, device: torch.device, *, several_sizes: bool, ranks: int = 1
-) -> None:
+def check_compilation(settings: TrainConfig, device: torch.device, *, several_sizes: bool) -> None:
     """See that this rank can do what ``settings`` ask for.
 
     Raises:
-        UsageError: there is no compiler, no GPU, more than one size of the input for a graph, a torch that
-            cannot record one beside Horovod, or norms that wait for other ranks in the middle of one.
+        UsageError: there is no compiler, no GPU, more than one size of the input for a graph, or norms that
+            wait for other ranks in the middle of one.
     """
     for name in ("compile", "cuda_graphs"):
         if getattr(settings, name) and settings.sync_batch_norm:
@@ -46,11 +40,6 @@ def check_compilation(
             raise UsageError(f"train.cuda_graphs needs a GPU, not {device.type}; leave the setting out.")
         if several_sizes:
             raise UsageError("train.cuda_graphs needs one size of the input; set augment.multi_scale to 0.")
-        if ranks > 1 and not hasattr(torch.autograd.graph, _OVERRIDE):
-            raise UsageError(
-                "train.cuda_graphs on several ranks needs torch 2.13 or later, and this is "
-                f"{torch.__version__}; leave the setting out."
-            )
 
 
 def compile_network(model: DetectionModel, settings: TrainConfig, *, several_sizes: bool) -> None:
@@ -72,22 +61,7 @@ def record_network(model: DetectionModel, images: int, size: int, precision: Pre
     model.train()
     buffers = copies_of(list(model.buffers()))
     # Weights that were cast outside would be stale in the graph.
-    with reduced_precision(precision, parameter.device, keep_casts=False), _beside_hooks():
+    with reduced_precision(precision, parameter.device, keep_casts=False):
         torch.cuda.make_graphed_callables(model, (batch.contiguous(memory_format=torch.channels_last),))
     # Recording runs the network some times, and batch norm counted them.
     copy_tensors(model.buffers(), buffers)
-
-
-@contextmanager
-def _beside_hooks() -> Iterator[None]:
-    """Let a capture begin although Horovod's hooks have made the nodes of gradients on the default stream.
-
-    It refuses to touch these, for gradients that they accumulated would not be in the graph. Recording
-    accumulates none. Before 2.13 torch had no such choice, and a capture ended with an error of CUDA's.
-    """
-    override = getattr(torch.autograd.graph, _OVERRIDE, lambda enabled: None)
-    override(True)
-    try:
-        yield
-    finally:
-        override(False)

@@ -46,13 +46,18 @@ def start_logging(world: World, run: Path | None = None) -> None:
 class Journal:
     """The machine-readable record of a run; one rank keeps it.
 
-    Entries of steps after ``step``, which a resumed run does again, are dropped on opening.
+    What a resumed run does again is dropped on opening: entries of steps after ``step`` and, for an epoch may
+    be evaluated once more without another step, of epochs that are over from ``epoch`` on.
     """
 
-    def __init__(self, run: Path, step: int) -> None:
+    def __init__(self, run: Path, step: int, epoch: int) -> None:
         self._metrics = run / _METRICS
         self._results = run / _RESULTS
-        kept = [entry for entry in _read_entries(self._metrics) if entry["step"] <= step]
+        kept = [
+            entry
+            for entry in _read_entries(self._metrics)
+            if entry["step"] <= step and (entry["kind"] != "epoch" or entry["epoch"] < epoch)
+        ]
         write_atomically(self._metrics, "".join(json.dumps(entry) + "\n" for entry in kept))
         self._rows = [entry for entry in kept if entry["kind"] == "epoch"]
         self._stream = open(self._metrics, "a", buffering=1)  # noqa: SIM115 - closed by close()

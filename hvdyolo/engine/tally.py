@@ -67,7 +67,9 @@ class Tally:
             self.losses += losses
 
     def speed(self) -> dict[str, float]:
-        """Images a second over all ranks, and the share of time without data, percent."""
+        """Images a second over all ranks and the percentage of time without data; nothing without a step."""
+        if not self.steps:
+            return {}
         seconds = max(time.monotonic() - self.started, 1e-9)
         return {
             "images_per_second": round(self.images / seconds, 2),

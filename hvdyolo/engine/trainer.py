@@ -73,7 +73,7 @@ class Trainer:
         self._weights = run / "weights"
         self._journal = journal
         self._losses = torch.zeros(3)
-        self._tally = Tally(before=state.so_far)  # of the epoch
+        self._tally = Tally()  # of the epoch
         self._told_damaged: set[int] = set()
         self._upcoming = feed.next(self._report())
 
@@ -88,9 +88,9 @@ class Trainer:
                 self._stop_early()
                 break
             self.learner.model.train()
+            self._tally = Tally(before=self._start.so_far if epoch == self._start.epoch else EpochSums())
             results = self._train_epoch(epoch)
             self._finish_epoch(epoch, results)
-            self._tally = Tally()
 
     def _stop_early(self) -> None:
         self.attempt.detail = self._best.verdict()

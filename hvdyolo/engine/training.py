@@ -120,7 +120,10 @@ def train_attempt(config: Config, inputs: Inputs, run: Path, resume: str, job: J
         pinned=job.device.type == "cuda",
     )
     keeps_journal = comm.world.rank == 0
-    with loader, closing(Journal(run, state.step)) if keeps_journal else nullcontext() as journal:
+    with (
+        loader,
+        closing(Journal(run, state.step, state.epoch)) if keeps_journal else nullcontext() as journal,
+    ):
         if journal is not None:
             values = (
                 derived.of_data(training)

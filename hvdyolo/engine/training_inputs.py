@@ -61,7 +61,7 @@ def check(config: Config, data: Path, stage: str | None, job: Job) -> Inputs:
     check_parts(config, model)
     check_packages(config.augment)
     several_sizes = config.augment.multi_scale > 0
-    check_compilation(config.train, job.device, several_sizes=several_sizes, ranks=job.comm.world.size)
+    check_compilation(config.train, job.device, several_sizes=several_sizes)
     outlines = config.augment.copy_paste > 0
     outlined = ("train",) if outlines else ()
     shards = local_shards(data, ("train", "val"), stage, lambda: job.beacon.beat("stage", 0), outlined)

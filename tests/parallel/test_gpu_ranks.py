@@ -120,8 +120,6 @@ def test_batch_norm_over_all_gpus_is_that_of_one_processor(
 def test_networks_that_are_recorded_learn_the_same_through_nccl(
     ranks: Communicator, device: torch.device, tmp_path
 ) -> None:
-    if not hasattr(torch.autograd.graph, "set_override_stale_capture_stream"):
-        pytest.skip("this torch cannot record beside Horovod's hooks")
     start, course = narrow_model(tmp_path), Course(4 * ranks.world.size, sizes=(64,))
     plain, recorded = (Rehearsal(ranks, start, course, device=device) for _ in range(2))
     recorded.learner.replayed = True

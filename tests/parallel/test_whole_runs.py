@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from tiny_network import describe
 
 from hvdyolo.distributed.watchdog import Beacon
-from hvdyolo.engine import auto_anchor, trainer
+from hvdyolo.engine import auto_anchor, evaluator, trainer
 from hvdyolo.engine.attempt import Attempt
 from hvdyolo.engine.checkpoint import latest_checkpoint, read_state
 from hvdyolo.engine.ema import MovingAverage
@@ -135,17 +135,23 @@ def test_ranks_stop_early_together_and_resume_with_the_same_anchors_and_patience
 
 def test_a_stop_that_one_rank_is_asked_for_while_all_evaluate_stops_all(comm, training, monkeypatch) -> None:
     """Who goes on evaluates first, and has lost nothing of what there is to tell of the epoch."""
-    evaluate, settings = trainer.evaluate, {"train__epochs": 1, "train__batch": 8}
+    settings = {"train__epochs": 1, "train__batch": 8, "evaluation__batch": 1}
+    scored_images, batches = evaluator._scored_images, []
 
     def asked(*arguments):
+        batches.append(arguments)
         if comm.world.rank == comm.world.size - 1:
             os.kill(os.getpid(), signal.SIGUSR1)
-        return evaluate(*arguments)
+        return scored_images(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "evaluate", asked)
+        patch.setattr(evaluator, "_scored_images", asked)
         with pytest.raises(Preempted, match="Stopped on request at step 5; the same command resumes"):
             training("asked", **settings)
+    # The last rank left after its first batch, the others when they were through with their own.
+    looked = comm.gather_objects("looked", len(batches))
+    assert looked.pop() == 1
+    assert all(number > 1 for number in looked)
     checkpoints = training.folder / "asked" / "checkpoints"
     state = read_state(latest_checkpoint(checkpoints))
     assert (state.step, state.epoch, state.batch, state.evaluated_epoch) == (5, 0, 5, 0)

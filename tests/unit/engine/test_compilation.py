@@ -39,14 +39,6 @@ def test_a_graph_of_one_size_only(monkeypatch: pytest.MonkeyPatch) -> None:
     check_compilation(TrainConfig(cuda_graphs=True), torch.device("cuda"), several_sizes=False)
 
 
-def test_a_torch_that_cannot_record_beside_horovod(monkeypatch: pytest.MonkeyPatch) -> None:
-    settings, gpu = TrainConfig(cuda_graphs=True), torch.device("cuda")
-    monkeypatch.delattr(torch.autograd.graph, "set_override_stale_capture_stream", raising=False)
-    check_compilation(settings, gpu, several_sizes=False)
-    with pytest.raises(UsageError, match="several ranks needs torch 2"):
-        check_compilation(settings, gpu, several_sizes=False, ranks=2)
-
-
 def test_a_host_with_a_compiler_may_compile(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "true")  # a program that is everywhere
     check_compilation(TrainConfig(compile=True), CPU, several_sizes=True)

@@ -18,7 +18,7 @@ def entries(run: Path) -> list[dict[str, object]]:
 
 
 def test_every_entry_has_step_epoch_and_time(tmp_path: Path) -> None:
-    journal = Journal(tmp_path, 0)
+    journal = Journal(tmp_path, 0, 0)
     journal.record("step", 10, 0, {"box": 0.5})
     journal.record("epoch", 12, 0, {"ap": 0.25, "lr": 0.01})
     journal.close()
@@ -30,7 +30,7 @@ def test_every_entry_has_step_epoch_and_time(tmp_path: Path) -> None:
 
 
 def test_what_is_no_number_is_null(tmp_path: Path) -> None:
-    journal = Journal(tmp_path, 0)
+    journal = Journal(tmp_path, 0, 0)
     journal.record("step", 1, 0, {"box": float("nan"), "objectness": float("-inf"), "class": 0.5})
     journal.close()
     (entry,) = entries(tmp_path)
@@ -38,18 +38,33 @@ def test_what_is_no_number_is_null(tmp_path: Path) -> None:
 
 
 def test_a_resumed_run_drops_what_it_does_again(tmp_path: Path) -> None:
-    journal = Journal(tmp_path, 0)
+    journal = Journal(tmp_path, 0, 0)
     for step in (10, 20, 30):
         journal.record("epoch", step, step // 10, {})
     journal.close()
     with open(tmp_path / "metrics.jsonl", "a") as stream:
         stream.write('{"kind": "step", "st')  # a kill in the middle of a line
-    resumed = Journal(tmp_path, 20)
+    resumed = Journal(tmp_path, 20, 3)
     resumed.record("epoch", 30, 3, {"ap": 0.5})
     resumed.close()
     assert [entry["step"] for entry in entries(tmp_path)] == [10, 20, 30]
     with open(tmp_path / "results.csv") as stream:
         assert [row["step"] for row in csv.DictReader(stream)] == ["10", "20", "30"]
+
+
+def test_an_epoch_that_is_evaluated_again_is_told_once(tmp_path: Path) -> None:
+    """Who stopped in its evaluation, evaluated, told and was killed before the next checkpoint."""
+    journal = Journal(tmp_path, 0, 0)
+    for epoch in (0, 1):
+        journal.record("step", 10 * epoch + 10, epoch, {})
+        journal.record("epoch", 10 * epoch + 10, epoch, {"ap": 0.25})
+    journal.close()
+    resumed = Journal(tmp_path, 20, 1)
+    resumed.record("epoch", 20, 1, {"ap": 0.5})
+    resumed.close()
+    told = [(entry["kind"], entry["step"], entry["epoch"]) for entry in entries(tmp_path)]
+    assert told == [("step", 10, 0), ("epoch", 10, 0), ("step", 20, 1), ("epoch", 20, 1)]
+    assert entries(tmp_path)[-1]["ap"] == 0.5
 
 
 def test_losses_are_those_of_the_step_that_they_are_said_to_be_of(

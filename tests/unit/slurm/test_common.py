@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from hvdyolo.utils.files import write_json
+
 ROOT = Path(__file__).resolve().parents[3]
 SCRIPTS = ROOT / "slurm"
 BIN = Path(sys.executable).parent
@@ -188,6 +190,13 @@ def test_the_last_checkpoint_is_the_progress_of_a_training(tmp_path: Path) -> No
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "LATEST").write_text("step-00000089\n")  # not octal
     assert shell('saved train "$1"', tmp_path).stdout == "89"
+    # An epoch that had been left in its evaluation and is over now has no more steps than before.
+    state = tmp_path / "checkpoints" / "step-00000089" / "state.json"
+    state.parent.mkdir()
+    for epoch in (8, 9):
+        values = {"step": 89, "epoch": epoch, "best_epoch": 5, "evaluated_epoch": 7}
+        write_json(state, values)
+        assert shell('saved train "$1"', tmp_path).stdout == f"{89 + epoch}"
 
 
 GOLDEN = (
