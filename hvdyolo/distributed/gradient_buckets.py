@@ -9,7 +9,7 @@ from hvdyolo.ops.tensor_lists import copy_tensors
 
 # As much as torch's own DistributedDataParallel sends at a time: enough that a network's rate counts and not
 # its latency, and little enough that most is under way while the backward pass goes on.
-MOST_BYTES = 25 << 20
+_MOST_BYTES = 25 << 20
 
 
 class GradientBucket:
@@ -47,7 +47,7 @@ class GradientBucket:
 
 
 def bucket_gradients(
-    parameters: Iterable[nn.Parameter], most_bytes: int = MOST_BYTES
+    parameters: Iterable[nn.Parameter], most_bytes: int = _MOST_BYTES
 ) -> list[GradientBucket]:
     """Buckets of ``most_bytes`` at most, or of one parameter, in the order of ``parameters``."""
     buckets: list[list[nn.Parameter]] = []

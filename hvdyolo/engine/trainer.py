@@ -185,13 +185,13 @@ class Trainer:
         return self.learner.model, self.learner.average.model
 
     def _stop_before(self, step: StepRange) -> None:
-        self._save_checkpoint(step.epoch, step.first, self._tally.sums(self.comm))
+        self._save_checkpoint(step.epoch, step.first)
         raise self._preempted()
 
     def _stop_evaluating(self, epoch: int) -> NoReturn:
         """Whoever resumes finds no step left of ``epoch``, and begins with its evaluation."""
         self._settle_upcoming()
-        self._save_checkpoint(epoch, self.learner.schedule.batches, self._tally.sums(self.comm))
+        self._save_checkpoint(epoch, self.learner.schedule.batches)
         raise self._preempted()
 
     def _preempted(self) -> Preempted:
@@ -279,7 +279,7 @@ class Trainer:
         self.beacon.beat("save", self.learner.step, waits=self.comm.world.rank != 0)
         on_first_rank(self.comm, "save weights", save)
 
-    def _save_checkpoint(self, epoch: int, batch: int, so_far: EpochSums | None = None) -> None:
+    def _save_checkpoint(self, epoch: int, batch: int) -> None:
         """Save a checkpoint from which ``batch`` of ``epoch`` is the next to be learnt."""
         self._settle_weights()
         state = dataclasses.replace(
@@ -293,7 +293,7 @@ class Trainer:
             class_scores=[] if self.weighting is None else list(self.weighting.evaluations.items()),
             ema_updates=self.learner.average.updates,
             scaler=self.learner.scaler.state_dict(),
-            so_far=so_far or EpochSums(),
+            so_far=self._tally.sums(self.comm) if batch else EpochSums(),
         )
         self.beacon.beat("save", self.learner.step, waits=self.comm.world.rank != 0)
         on_first_rank(

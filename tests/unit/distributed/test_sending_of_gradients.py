@@ -5,6 +5,7 @@ from functools import partial
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import Node
 
 from hvdyolo.distributed import horovod_communicator
 from hvdyolo.distributed.gradient_buckets import bucket_gradients
@@ -76,6 +77,20 @@ def test_a_bucket_is_sent_in_the_last_pass_before_earlier_layers_have_their_grad
     assert horovod.calls[4:] == ["poll 0", "poll 1", "synchronize 0", "synchronize 1"]
     found = [parameter.grad for parameter in (*model[0].parameters(), *model[2].parameters())]
     assert all(one.equal(other) for one, other in zip(found, expected, strict=True))
+
+
+def test_no_node_of_the_graph_is_held(model) -> None:
+    """A recording of CUDA graphs would refuse to touch one that was made before it, on another stream."""
+    reduction(NotingHorovod(), model)
+
+    def node() -> Node:
+        return torch.autograd.graph.get_gradient_edge(model[0].weight).node
+
+    node().metadata["seen"] = True
+    assert "seen" not in node().metadata
+    held = node()
+    held.metadata["seen"] = True
+    assert "seen" in node().metadata, "this would show nothing"
 
 
 def test_it_sleeps_between_looks_until_all_sums_are_there(model, monkeypatch) -> None:

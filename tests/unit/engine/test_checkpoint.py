@@ -95,7 +95,7 @@ def test_patience_of_a_checkpoint_that_knows_no_epoch_of_its_best_is_counted_fro
 ) -> None:
     path = Training(seed=1).save(tmp_path, 7)
     content = json.loads((path / "state.json").read_text())
-    for newer in ("best_epoch", "evaluated_epoch", "anchors", "class_scores"):
+    for newer in ("best_epoch", "evaluated_epoch", "anchors", "class_scores", "so_far"):
         del content[newer]
     (path / "state.json").write_text(json.dumps({**content, "epoch": 30}))
     best = read_state(path).best_score

@@ -11,6 +11,7 @@ from small_training import attempt, configuration, one_thread_job
 
 from hvdyolo.engine.journal import Journal
 from hvdyolo.engine.learner import Learner
+from hvdyolo.engine.optimizer import BIAS
 
 
 def entries(run: Path) -> list[dict[str, object]]:
@@ -67,16 +68,17 @@ def test_an_epoch_that_is_evaluated_again_is_told_once(tmp_path: Path) -> None:
     assert entries(tmp_path)[-1]["ap"] == 0.5
 
 
-def test_losses_are_those_of_the_step_that_they_are_said_to_be_of(
+def test_losses_and_rates_are_those_of_the_steps_that_they_are_said_to_be_of(
     synthetic: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config, run = configuration(tmp_path, precision="fp32"), tmp_path / "run"
     config = replace(config, train=replace(config.train, log_every=1))
-    train_step, found = Learner.train_step, {}
+    train_step, found, rates = Learner.train_step, {}, {}
 
     def noted(learner: Learner, *arguments: Any) -> Any:
         losses = train_step(learner, *arguments)
         found[learner.step] = losses.tolist()
+        rates[learner.step] = {g["lr"] for g in learner.optimizer.param_groups if g["name"] != BIAS}
         return losses
 
     monkeypatch.setattr(Learner, "train_step", noted)
@@ -90,3 +92,7 @@ def test_losses_are_those_of_the_step_that_they_are_said_to_be_of(
         losses = [entry.get(term) for term in ("box", "objectness", "classification")]
         expected = found.get(entry["losses_of_step"], [None] * 3)
         assert losses == pytest.approx(expected, abs=1e-6)
+    told = [(entry["lr"], rates[entry["step"]]) for entry in entries(run)]
+    assert all({lr} == used for lr, used in told)
+    assert len({lr for lr, _ in told}) > 4, "a rate that stands still shows nothing"
+    assert {entry["kind"] for entry in entries(run)} == {"step", "epoch"}
